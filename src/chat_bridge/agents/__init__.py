@@ -1,0 +1,1 @@
+"""What answers: one module for each kind of agent, all with the contract of `contract.py`."""

@@ -1,0 +1,25 @@
+"""The one error base. A message says what was wrong and what to do; it never holds a secret or a user's text."""
+
+
+class ChatBridgeError(Exception):
+    """Base of every error this package raises on purpose."""
+
+
+class SettingsError(ChatBridgeError):
+    """The environment holds wrong values; the message lists all of them."""
+
+
+class StorageError(ChatBridgeError):
+    """PostgreSQL could not be reached or refused; nothing was acknowledged, so the caller may try again."""
+
+
+class SchemaError(StorageError):
+    """The database's schema and this program do not fit each other."""
+
+
+class EmbeddedPostgresError(StorageError):
+    """The embedded PostgreSQL could not be started."""
+
+
+class ConflictError(ChatBridgeError):
+    """The same key was used before with another content."""

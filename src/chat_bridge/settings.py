@@ -1,0 +1,319 @@
+"""Every setting, read once from the environment (and a `.env` file) into one frozen object.
+
+Environment variables win over `.env`. Every secret can also be given as NAME_FILE, the path of a file that holds it,
+as Docker and Kubernetes mount them.
+"""
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit, urlunsplit
+
+import platformdirs
+from dotenv import dotenv_values
+from pydantic import (
+    AfterValidator,
+    AliasChoices,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SecretStr,
+    ValidationError,
+)
+
+from chat_bridge.errors import SettingsError
+from chat_bridge.model import BusyPolicy
+
+APP = "agoric-chat-bridge"
+
+
+def _url_with(*schemes: str) -> AfterValidator:
+    def check(value: SecretStr | str) -> SecretStr | str:
+        text = value.get_secret_value() if isinstance(value, SecretStr) else value
+        if urlsplit(text).scheme not in schemes:
+            raise ValueError(f"must begin with {' or '.join(f'{scheme}://' for scheme in schemes)}")
+        return value
+
+    return AfterValidator(check)
+
+
+def _json_object(value: object) -> object:
+    if not isinstance(value, str):
+        return value
+    try:
+        parsed: object = json.loads(value)
+    except ValueError as error:
+        raise ValueError("is not JSON") from error
+    if not isinstance(parsed, dict):
+        raise ValueError("must be a JSON object")
+    return parsed  # pyright: ignore[reportUnknownVariableType]
+
+
+def _comma_list(value: object) -> object:
+    if isinstance(value, str):
+        return tuple(item.strip() for item in value.split(",") if item.strip())
+    return value
+
+
+def _origin(value: str) -> str:
+    if value == "*":
+        return value
+    parts = urlsplit(value)
+    if parts.scheme not in ("http", "https") or not parts.netloc or parts.path or parts.query or parts.fragment:
+        raise ValueError("each must be an origin: scheme, host and port, no path")
+    return value
+
+
+def _setting(default: Any, env: str, about: str, example: str, also: str | None = None, **limits: Any) -> Any:
+    alias = AliasChoices(env, also) if also else AliasChoices(env)
+    return Field(default, validation_alias=alias, description=about, examples=[example], **limits)
+
+
+class Settings(BaseModel):
+    """What is in force. Build it with `load_settings`, which turns mistakes into one readable message."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore", hide_input_in_errors=True)
+
+    # storage
+    database_url: Annotated[SecretStr, _url_with("postgres", "postgresql")] | None = _setting(
+        None,
+        "DATABASE_URL",
+        "PostgreSQL 15 or newer. Not set: an embedded PostgreSQL runs inside the data folder.",
+        "postgresql://agoric:PASSWORD@localhost:5432/agoric",
+        also="POSTGRES_URL",
+    )
+    database_pgbouncer: bool = _setting(
+        False, "DATABASE_PGBOUNCER", "DATABASE_URL points at PgBouncer in transaction mode.", "true"
+    )
+    database_pool_size: int = _setting(
+        10, "DATABASE_POOL_SIZE", "Most connections this process opens to PostgreSQL.", "20", ge=2, le=1000
+    )
+    database_migrate: bool = _setting(
+        True, "DATABASE_MIGRATE", "Bring the schema up to date when `serve` starts.", "false"
+    )
+    redis_url: Annotated[SecretStr, _url_with("redis", "rediss", "unix")] | None = _setting(
+        None, "REDIS_URL", "Redis 7 or newer. Not set: a Redis inside the process.", "redis://localhost:6379/0"
+    )
+    session_ttl_seconds: int = _setting(
+        3600, "SESSION_TTL_SECONDS", "How long a session stays hot in Redis after its last message.", "1800", ge=1
+    )
+    data_dir: Path = _setting(
+        Path(platformdirs.user_data_dir(APP, appauthor=False)),
+        "CHAT_BRIDGE_DATA_DIR",
+        "Folder of the embedded PostgreSQL and of keys made at the first start.",
+        "/var/lib/chat-bridge",
+    )
+
+    # service
+    host: str = _setting("127.0.0.1", "CHAT_BRIDGE_HOST", "Address to listen on. 0.0.0.0: all of them.", "0.0.0.0")  # noqa: S104
+    port: int = _setting(3000, "PORT", "Port to listen on. 0: any free one.", "8080", ge=0, le=65535)
+    api_key: SecretStr | None = _setting(
+        None,
+        "CHAT_BRIDGE_API_KEY",
+        "Key of the REST API, as `Authorization: Bearer KEY`. Not set: the API is closed, but on the embedded default one is made.",
+        "a long random text",
+        min_length=16,
+    )
+    secret: SecretStr | None = _setting(
+        None,
+        "CHAT_BRIDGE_SECRET",
+        "Signs visitors' tokens; the same on every replica. Needed with DATABASE_URL while web chat is on; on the embedded default one is made.",
+        "a long random text",
+        min_length=32,
+    )
+    trusted_proxies: Annotated[tuple[str, ...], BeforeValidator(_comma_list)] = _setting(
+        ("127.0.0.1",),
+        "CHAT_BRIDGE_TRUSTED_PROXIES",
+        "Addresses whose X-Forwarded-For is believed, comma separated.",
+        "10.0.0.0/8",
+    )
+    max_body_bytes: int = _setting(
+        1_048_576, "CHAT_BRIDGE_MAX_BODY_BYTES", "Longest request body taken, in bytes.", "65536", ge=1024
+    )
+    drain_seconds: float = _setting(
+        20.0, "CHAT_BRIDGE_DRAIN_SECONDS", "How long running turns may finish after a stop signal.", "60", ge=0, le=3600
+    )
+    log_level: Literal["debug", "info", "warning", "error"] = _setting(
+        "info", "CHAT_BRIDGE_LOG_LEVEL", "Least level that is logged.", "debug"
+    )
+    log_format: Literal["auto", "text", "json"] = _setting(
+        "auto", "CHAT_BRIDGE_LOG_FORMAT", "auto: text on a terminal, JSON elsewhere.", "json"
+    )
+    log_message_text: bool = _setting(
+        False, "CHAT_BRIDGE_LOG_MESSAGE_TEXT", "Write the text of messages into the log.", "true"
+    )
+
+    # conversations
+    busy_policy: BusyPolicy = _setting(
+        BusyPolicy.COLLECT, "BUSY_POLICY", "What a message does that arrives while a turn runs.", "followup"
+    )
+    coalesce_seconds: float | None = _setting(
+        None,
+        "COALESCE_SECONDS",
+        "How long a first message waits for more of them. Not set: the platform's own value (web chat 0).",
+        "1.5",
+        ge=0,
+        le=60,
+    )
+    queue_cap: int = _setting(
+        50,
+        "QUEUE_CAP",
+        "Most messages that may wait in one conversation; more are stored but skipped.",
+        "20",
+        ge=1,
+        le=1000,
+    )
+    lease_seconds: float = _setting(
+        30.0, "LEASE_SECONDS", "How long a turn stays its worker's without a renewal.", "60", ge=3, le=600
+    )
+    turn_timeout_seconds: float = _setting(
+        600.0, "TURN_TIMEOUT_SECONDS", "Longest time an agent may take for one turn.", "120", ge=1, le=86400
+    )
+    max_turns: int = _setting(
+        1000, "MAX_TURNS", "Most turns that run at once in this process; more wait in PostgreSQL.", "200", ge=1
+    )
+    language: Literal["en", "vi"] = _setting("en", "CHAT_BRIDGE_LANGUAGE", "Language of the bridge's own texts.", "vi")
+    texts: Annotated[Mapping[str, str], BeforeValidator(_json_object)] = _setting(
+        {}, "CHAT_BRIDGE_TEXTS", "The bridge's own texts in your words, as JSON by name.", '{"error": "Sorry!"}'
+    )
+
+    # agents
+    repeat_mode: bool = _setting(False, "REPEAT_MODE", "Answer with the echo agent, whatever else is set.", "true")
+    mastra_endpoint: Annotated[str, _url_with("http", "https")] = _setting(
+        "http://localhost:4111/api",
+        "MASTRA_ENDPOINT",
+        "The Mastra server's API, ending in /api.",
+        "https://agents.example/api",
+    )
+    mastra_agent_id: str | None = _setting(
+        None, "MASTRA_AGENT_ID", "The Mastra agent that answers. Not set: the echo agent.", "weather-agent"
+    )
+    mastra_api_key: SecretStr | None = _setting(
+        None, "MASTRA_API_KEY", "Sent to Mastra as `Authorization: Bearer KEY`.", "sk-..."
+    )
+    mastra_headers: Annotated[Mapping[str, SecretStr], BeforeValidator(_json_object)] = _setting(
+        {}, "MASTRA_HEADERS", "More headers for Mastra, as a JSON object.", '{"X-Team": "support"}'
+    )
+    mastra_timeout: int = _setting(
+        30_000,
+        "MASTRA_TIMEOUT",
+        "Milliseconds to wait for Mastra to begin its response; silence inside one may last four times that, and two minutes at least.",
+        "60000",
+        ge=100,
+    )
+
+    # web chat
+    webchat_enabled: bool = _setting(True, "WEBCHAT_ENABLED", "The chat page at /chat and its protocol.", "false")
+    webchat_origins: Annotated[tuple[Annotated[str, AfterValidator(_origin)], ...], BeforeValidator(_comma_list)] = (
+        _setting(
+            (), "WEBCHAT_ORIGINS", "Sites that may embed the chat, comma separated; * for all.", "https://example.com"
+        )
+    )
+    webchat_token_seconds: int = _setting(
+        30 * 86400, "WEBCHAT_TOKEN_SECONDS", "How long a visitor's token is good for.", "86400", ge=60
+    )
+    webchat_max_text: int = _setting(
+        8000, "WEBCHAT_MAX_TEXT", "Longest text of one message, in characters.", "4000", ge=1, le=1_000_000
+    )
+    webchat_rate_conversation: int = _setting(
+        30, "WEBCHAT_RATE_CONVERSATION", "Messages a minute that one conversation may send.", "10", ge=1
+    )
+    webchat_rate_address: int = _setting(
+        120, "WEBCHAT_RATE_ADDRESS", "Requests a minute that make or change something, from one address.", "60", ge=1
+    )
+
+    @property
+    def embedded(self) -> bool:
+        """True when no DATABASE_URL is set, so that the embedded PostgreSQL is used."""
+        return self.database_url is None
+
+
+def load_settings(environ: Mapping[str, str] | None = None, dotenv: Path | None = Path(".env")) -> Settings:
+    """Read the settings from the environment and a `.env` file; raise SettingsError with everything that is wrong.
+
+    A variable set to the empty text counts as not set.
+    """
+    environ = os.environ if environ is None else environ
+    file = dotenv_values(dotenv, interpolate=False) if dotenv is not None and dotenv.is_file() else {}
+    values = {name: text for name, text in {**file, **environ}.items() if text}
+    wrong: list[str] = []
+    for names in (setting_names(field) for field in SECRETS):
+        _read_secret_files(names, values, wrong)
+    try:
+        settings = Settings.model_validate(values)
+    except ValidationError as error:
+        wrong += [_explain(dict(detail)) for detail in error.errors(include_url=False, include_input=False)]
+        settings = None
+    if settings is not None and settings.webchat_enabled and not settings.embedded and settings.secret is None:
+        wrong.append(
+            "CHAT_BRIDGE_SECRET: is needed together with DATABASE_URL while web chat is on, "
+            "so that visitors' tokens stay good after a restart. Make one: openssl rand -hex 32"
+        )
+    if wrong or settings is None:
+        lines = "\n".join(f"  - {line}" for line in wrong)
+        raise SettingsError(f"the settings can't be used; nothing was started:\n{lines}")
+    return settings
+
+
+def setting_names(field: str) -> tuple[str, ...]:
+    """The environment variables of a field, the first one being its proper name."""
+    alias = Settings.model_fields[field].validation_alias
+    assert isinstance(alias, AliasChoices)
+    return tuple(str(choice) for choice in alias.choices)
+
+
+def shown(settings: Settings) -> dict[str, str]:
+    """Every setting as text by its environment name, secrets masked: what `chat-bridge config` prints."""
+    return {setting_names(field)[0]: _mask(getattr(settings, field)) for field in Settings.model_fields}
+
+
+SECRETS = ("database_url", "redis_url", "api_key", "secret", "mastra_api_key", "mastra_headers")
+
+
+def _read_secret_files(names: tuple[str, ...], values: dict[str, str], wrong: list[str]) -> None:
+    for name in names:
+        path = values.get(f"{name}_FILE")
+        if path is None:
+            continue
+        if name in values:
+            wrong.append(f"{name} and {name}_FILE are both set: keep one of them")
+            continue
+        try:
+            values[name] = Path(path).read_text(encoding="utf-8").strip()
+        except (OSError, UnicodeDecodeError) as error:
+            reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
+            wrong.append(f"{name}_FILE: {path} can't be read ({reason})")
+
+
+def _explain(detail: dict[str, Any]) -> str:
+    name = str(detail["loc"][0])
+    field = next(field for field in Settings.model_fields if name in setting_names(field))
+    examples = Settings.model_fields[field].examples or []
+    reason = str(detail["msg"]).removeprefix("Value error, ")
+    return f"{name}: {reason}. Example: {name}={examples[0]}"
+
+
+def _mask(value: object) -> str:
+    if isinstance(value, SecretStr):
+        text = value.get_secret_value()
+        return _mask_url(text) if "://" in text else "********"
+    if isinstance(value, Mapping):
+        pairs: Mapping[str, object] = value  # pyright: ignore[reportUnknownVariableType]
+        return json.dumps({key: _mask(item) for key, item in pairs.items()})
+    if isinstance(value, tuple):
+        items: tuple[object, ...] = value  # pyright: ignore[reportUnknownVariableType]
+        return ",".join(str(item) for item in items)
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    return "" if value is None else str(value)
+
+
+def _mask_url(url: str) -> str:
+    """The URL without its password and without its query, where drivers take passwords too."""
+    parts = urlsplit(url)
+    host = parts.netloc.rpartition("@")[2]
+    user = parts.netloc.rpartition("@")[0].partition(":")[0]
+    return urlunsplit(parts._replace(netloc=f"{user}:********@{host}" if user else host, query="", fragment=""))

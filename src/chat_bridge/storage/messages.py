@@ -1,0 +1,159 @@
+"""Messages: receiving them in order and once, and reading them back."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import asyncpg
+
+from chat_bridge.errors import StorageError
+from chat_bridge.model import (
+    Attachment,
+    BusyPolicy,
+    ConversationId,
+    InboundEvent,
+    MessageId,
+    Receipt,
+    ReceiveStatus,
+    Seq,
+    StoredMessage,
+    new_message_id,
+    new_session_id,
+)
+from chat_bridge.storage.postgres import Database, Record
+from chat_bridge.storage.text import from_jsonb, storable, storable_or_none, to_jsonb
+
+# Each race has a winner that is committed, so that the next try sees it; more than a few mean something else is wrong.
+_RACES = 10
+
+
+@dataclass(frozen=True, slots=True)
+class Arrival:
+    """An inbound event on its way into the store.
+
+    `skip_reason` set: stored, not answered. `queue_cap`: most messages that may wait in the conversation.
+    """
+
+    event: InboundEvent
+    content_type: Literal["text", "command", "event"] = "text"
+    skip_reason: str | None = None
+    busy_policy: BusyPolicy = BusyPolicy.COLLECT
+    queue_cap: int = 50
+
+
+async def receive(database: Database, arrivals: Sequence[Arrival]) -> Sequence[Receipt]:
+    """Store messages in one statement and one commit; a receipt for each, in the same order.
+
+    Two arrivals with one event key must not be in the same call. Raises StorageError: then nothing was stored.
+    """
+    # Locks are taken in the order of conversation_id by every statement, so that none waits for another in a ring.
+    order: list[tuple[int, Arrival]] = sorted(enumerate(arrivals), key=lambda pair: (pair[1].event.address.id, pair[0]))
+    columns = zip(*(_columns(arrival) for _, arrival in order), strict=True)
+    arguments = [list(column) for column in columns]
+    for _ in range(_RACES):
+        try:
+            rows = await database.fetch("receive", *arguments)
+        except asyncpg.UniqueViolationError:
+            continue
+        receipts: list[Receipt | None] = [None] * len(order)
+        for row in rows:
+            place, arrival = order[row["ord"] - 1]
+            receipts[place] = _receipt(arrival.event.address.id, row)
+        return [receipt for receipt in receipts if receipt is not None]
+    raise StorageError(f"a message lost {_RACES} races in a row; nothing was stored")
+
+
+def _columns(arrival: Arrival) -> tuple[object, ...]:
+    event = arrival.event
+    metadata: dict[str, Any] = dict(event.metadata)
+    if event.group:
+        metadata["group"] = True
+    if arrival.skip_reason is not None:
+        metadata["reason"] = arrival.skip_reason
+    return (
+        event.address.id,
+        new_session_id(),
+        new_message_id(),
+        event.address.platform,
+        event.address.account,
+        storable(event.address.conversation),
+        storable(event.address.thread),
+        storable(event.user.id),
+        storable_or_none(event.user.name),
+        storable_or_none(event.user.username),
+        storable_or_none(event.user.locale),
+        storable(event.text),
+        arrival.content_type,
+        to_jsonb([asdict(attachment) for attachment in event.attachments]),
+        storable_or_none(event.platform_message_id),
+        storable(event.event_key),
+        event.sent_at,
+        "accepted" if arrival.skip_reason is None else "skipped",
+        arrival.busy_policy.value,
+        arrival.queue_cap,
+        to_jsonb(metadata),
+    )
+
+
+def _receipt(conversation: ConversationId, row: Record) -> Receipt:
+    return Receipt(
+        status=ReceiveStatus(row["status"]),
+        conversation_id=conversation,
+        session_id=row["session_id"],
+        message_id=row["id"],
+        seq=row["seq"],
+        reason=row["reason"],
+    )
+
+
+async def history(
+    database: Database, conversation: ConversationId, *, before: Seq | None = None, limit: int = 50
+) -> Sequence[StoredMessage]:
+    """The newest messages (or those before a seq), oldest first."""
+    rows = await database.fetch("history_before", conversation, 2**63 - 1 if before is None else before, limit)
+    return [_stored(conversation, row) for row in reversed(rows)]
+
+
+async def history_after(
+    database: Database, conversation: ConversationId, after: Seq, limit: int = 50
+) -> Sequence[StoredMessage]:
+    """The messages that follow a seq, oldest first."""
+    return [_stored(conversation, row) for row in await database.fetch("history_after", conversation, after, limit)]
+
+
+async def session_history(
+    database: Database, conversation: ConversationId, session: object, before: Seq | None, limit: int
+) -> Sequence[StoredMessage]:
+    """The newest messages of one session (or those before a seq), oldest first."""
+    rows = await database.fetch(
+        "session_history", conversation, session, 2**63 - 1 if before is None else before, limit
+    )
+    return [_stored(conversation, row) for row in reversed(rows)]
+
+
+async def find_message(database: Database, message: MessageId) -> Record | None:
+    """The row of a message with its session's address, by the message's id alone."""
+    return await database.fetch_one("find_message", message)
+
+
+def attachments(text: str | None) -> Sequence[Attachment]:
+    """The attachments of a jsonb column."""
+    return tuple(Attachment(**item) for item in from_jsonb(text) or ())
+
+
+def _stored(conversation: ConversationId, row: Record) -> StoredMessage:
+    return StoredMessage(
+        id=row["id"],
+        conversation_id=conversation,
+        seq=row["seq"],
+        session_id=row["session_id"],
+        direction=row["direction"],
+        status=row["status"],
+        content_type=row["content_type"],
+        text=row["content_text"],
+        event_key=row["event_key"],
+        sender_id=row["sender_id"],
+        created_at=row["created_at"],
+        attachments=attachments(row["attachments"]),
+        metadata=from_jsonb(row["metadata"]) or {},
+    )

@@ -1,0 +1,77 @@
+"""Sessions: looking them up, listing, closing and following one by the next."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+from chat_bridge.model import Address, ConversationId, Seq, Session, SessionId, new_session_id
+from chat_bridge.storage.postgres import Database, Record, Transaction
+from chat_bridge.storage.text import from_jsonb, storable_or_none
+
+
+@dataclass(frozen=True, slots=True)
+class SessionFilter:
+    """Which sessions to list; None means any."""
+
+    before: SessionId | None = None
+    platform: str | None = None
+    conversation: str | None = None
+    conversation_id: ConversationId | None = None
+    user_id: str | None = None
+    status: str | None = None
+    active_since: datetime | None = None
+
+
+async def get_session(database: Database, session: SessionId) -> Session | None:
+    """One session by its id."""
+    row = await database.fetch_one("get_session", session)
+    return None if row is None else _session(row)
+
+
+async def active_session(database: Database, conversation: ConversationId) -> tuple[datetime, int] | None:
+    """When the active session of a conversation began, and how many messages it holds."""
+    row = await database.fetch_one("active_session", conversation)
+    return None if row is None else (row["created_at"], row["message_count"])
+
+
+async def list_sessions(database: Database, wanted: SessionFilter, limit: int) -> Sequence[Session]:
+    """A page of sessions, newest first; the next page is `before` the last one's id."""
+    rows = await database.fetch(
+        "list_sessions",
+        wanted.before,
+        storable_or_none(wanted.platform),
+        storable_or_none(wanted.conversation),
+        wanted.conversation_id,
+        storable_or_none(wanted.user_id),
+        wanted.status,
+        wanted.active_since,
+        limit,
+    )
+    return [_session(row) for row in rows]
+
+
+async def close_session(database: Database, session: SessionId) -> bool:
+    """Close an active session; False when it is not there or closed already."""
+    return await database.fetch_one("close_session", session) is not None
+
+
+async def rotate(transaction: Transaction, conversation: ConversationId, session: SessionId, last_seq: Seq) -> None:
+    """Close a session after `last_seq` and open its successor, which takes along what arrived later."""
+    await transaction.fetch("rotate", conversation, session, last_seq, new_session_id())
+
+
+def _session(row: Record) -> Session:
+    return Session(
+        id=row["id"],
+        conversation_id=row["conversation_id"],
+        address=Address(row["platform"], row["account"], row["platform_conversation_id"], row["thread"]),
+        user_id=row["user_id"],
+        status=row["status"],
+        mode=row["mode"],
+        created_at=row["created_at"],
+        last_activity=row["last_activity"],
+        parent_session_id=row["parent_session_id"],
+        message_count=row["message_count"],
+        pending_since=row["pending_since"],
+        metadata=from_jsonb(row["metadata"]) or {},
+    )

@@ -1,0 +1,212 @@
+-- name: receive
+-- Store inbound messages: find or make each conversation's active session, give seq under its lock, insert the message,
+-- note that it waits. Many rows at once, locked in the order of conversation_id.
+-- A message whose event_key is known is only looked up. Two that race make this statement fail on messages_event:
+-- it then stored nothing, and running it again finds the winner.
+with input as (
+  select *
+  from unnest(
+    $1::uuid[], $2::uuid[], $3::uuid[], $4::text[], $5::text[], $6::text[], $7::text[], $8::text[], $9::text[],
+    $10::text[], $11::text[], $12::text[], $13::text[], $14::text[], $15::text[], $16::text[], $17::timestamptz[],
+    $18::text[], $19::text[], $20::integer[], $21::text[]
+  ) with ordinality as i (
+    conversation_id, session_id, message_id, platform, account, platform_conversation_id, thread, user_id, user_name,
+    username, locale, content_text, content_type, attachments, platform_message_id, event_key, sent_at,
+    status, busy_policy, queue_cap, metadata, ord
+  )
+), known as materialized (
+  select i.ord, m.*, m.content_text is not distinct from i.content_text as same
+  from input i
+  cross join lateral (
+    select m.id, m.seq, m.session_id, m.content_text, m.status
+    from messages m
+    where m.conversation_id = i.conversation_id and m.event_key = i.event_key
+    limit 1
+  ) m
+), fresh as materialized (
+  select
+    i.*,
+    row_number() over conversation as nth,
+    case
+      when i.status <> 'accepted' or i.content_type = 'command' then null
+      when policy.name = 'reject' and queue.waiting + row_number() over conversation > 1 then 'busy'
+      when queue.waiting + row_number() over conversation > i.queue_cap then 'queue_full'
+    end as refused
+  from input i
+  left join lateral (
+    select s.answered_seq, s.pending_since, s.metadata
+    from sessions s
+    where s.conversation_id = i.conversation_id and s.status = 'active'
+    limit 1
+  ) s on true
+  cross join lateral (select coalesce(s.metadata ->> 'busy_policy', i.busy_policy) as name) policy
+  cross join lateral (
+    select count(*) as waiting
+    from (
+      select 1
+      from messages m
+      where s.pending_since is not null
+        and m.conversation_id = i.conversation_id and m.seq > s.answered_seq
+        and m.direction = 'inbound' and m.status = 'accepted'
+      limit i.queue_cap
+    ) w
+  ) queue
+  where not exists (select from known k where k.ord = i.ord)
+  window conversation as (partition by i.conversation_id order by i.ord)
+), grouped as materialized (
+  select
+    f.conversation_id,
+    count(*) as arrived,
+    max(f.nth) filter (where f.status = 'accepted' and f.refused is null) as last_accepted,
+    (array_agg(f.session_id order by f.ord))[1] as session_id,
+    min(f.platform) as platform,
+    min(f.account) as account,
+    min(f.platform_conversation_id) as platform_conversation_id,
+    min(f.thread) as thread,
+    (array_agg(f.user_id order by f.ord))[1] as user_id
+  from fresh f
+  group by f.conversation_id
+), active as (
+  insert into sessions as s (
+    conversation_id, id, platform, account, platform_conversation_id, thread, user_id, parent_session_id,
+    next_seq, message_count, answered_seq, last_inbound_seq, pending_since, last_activity
+  )
+  select
+    g.conversation_id, g.session_id, g.platform, g.account, g.platform_conversation_id, g.thread, g.user_id,
+    before.id, before.next_seq + g.arrived, g.arrived, before.next_seq - 1,
+    coalesce(before.next_seq - 1 + g.last_accepted, 0),
+    case when g.last_accepted is not null then clock_timestamp() end,
+    clock_timestamp()
+  from grouped g
+  cross join lateral (
+    select coalesce(max(p.next_seq), 1) as next_seq, (array_agg(p.id order by p.next_seq desc))[1] as id
+    from sessions p
+    where p.conversation_id = g.conversation_id
+  ) before
+  order by g.conversation_id
+  on conflict (conversation_id) where status = 'active' do update set
+    next_seq = s.next_seq + excluded.message_count,
+    message_count = s.message_count + excluded.message_count,
+    -- excluded.last_inbound_seq - excluded.answered_seq is the place of the last accepted one among the arrived
+    last_inbound_seq = case
+      when excluded.pending_since is null then s.last_inbound_seq
+      else s.next_seq - 1 + excluded.last_inbound_seq - excluded.answered_seq
+    end,
+    pending_since = coalesce(s.pending_since, excluded.pending_since),
+    last_activity = excluded.last_activity
+  returning s.conversation_id, s.id, s.next_seq
+), stored as (
+  insert into messages (
+    conversation_id, seq, sent_at, id, session_id, direction, status, content_type, content_text, event_key,
+    sender_id, platform_message_id, attachments, metadata
+  )
+  select
+    f.conversation_id, a.next_seq - g.arrived + f.nth - 1, f.sent_at, f.message_id, a.id, 'inbound',
+    case when f.refused is null then f.status else 'skipped' end,
+    f.content_type, f.content_text, f.event_key, f.user_id, f.platform_message_id, f.attachments::jsonb,
+    case
+      when f.refused is null then f.metadata::jsonb
+      else coalesce(f.metadata::jsonb, '{}') || jsonb_build_object('reason', f.refused)
+    end
+  from fresh f
+  join grouped g using (conversation_id)
+  join active a using (conversation_id)
+  order by f.conversation_id, f.nth
+  returning id, seq, session_id, status, metadata
+), people as (
+  -- Written on change only: the usual case is one look at the primary key.
+  insert into users as u (platform, account, platform_user_id, display_name, username, locale)
+  select distinct on (f.platform, f.account, f.user_id)
+    f.platform, f.account, f.user_id, f.user_name, f.username, f.locale
+  from fresh f
+  where not exists (
+    select from users u
+    where u.platform = f.platform and u.account = f.account and u.platform_user_id = f.user_id
+      and u.display_name is not distinct from coalesce(f.user_name, u.display_name)
+      and u.username is not distinct from coalesce(f.username, u.username)
+      and u.locale is not distinct from coalesce(f.locale, u.locale)
+  )
+  order by f.platform, f.account, f.user_id, f.ord desc
+  on conflict (platform, account, platform_user_id) do update set
+    display_name = coalesce(excluded.display_name, u.display_name),
+    username = coalesce(excluded.username, u.username),
+    locale = coalesce(excluded.locale, u.locale),
+    last_seen = clock_timestamp()
+)
+select f.ord, s.status, s.session_id, s.id, s.seq, s.metadata ->> 'reason' as reason
+from stored s
+join fresh f on f.message_id = s.id
+union all
+select k.ord, case when k.same then 'duplicate' else 'conflict' end, k.session_id, k.id, k.seq, null
+from known k
+order by ord;
+
+-- name: history_before
+-- The newest messages before a seq, newest first: one backward walk of the primary key.
+select
+  m.seq, m.id, m.session_id, m.direction, m.content_type, m.content_text, m.event_key, m.sender_id, m.created_at,
+  m.attachments, m.metadata,
+  case
+    when m.status <> 'accepted' then m.status
+    when m.seq > (
+      select min(s.answered_seq) from sessions s where s.conversation_id = $1 and s.pending_since is not null
+    ) then 'pending'
+    else 'answered'
+  end as status
+from messages m
+where m.conversation_id = $1 and m.seq < $2
+order by m.seq desc
+limit $3;
+
+-- name: history_after
+-- The messages that follow a seq, oldest first.
+select
+  m.seq, m.id, m.session_id, m.direction, m.content_type, m.content_text, m.event_key, m.sender_id, m.created_at,
+  m.attachments, m.metadata,
+  case
+    when m.status <> 'accepted' then m.status
+    when m.seq > (
+      select min(s.answered_seq) from sessions s where s.conversation_id = $1 and s.pending_since is not null
+    ) then 'pending'
+    else 'answered'
+  end as status
+from messages m
+where m.conversation_id = $1 and m.seq > $2
+order by m.seq
+limit $3;
+
+-- name: find_message
+-- Where a message is, by its id: the block range index leaves a few pages to look at.
+select
+  m.conversation_id, m.seq, m.id, m.session_id, m.turn_id, m.direction, m.status, m.content_type, m.event_key,
+  m.sender_id, m.platform_message_id, m.agent_request_id, m.created_at, m.sent_at, m.metadata,
+  s.platform, s.account, s.platform_conversation_id, s.thread, s.status as session_status, s.answered_seq,
+  s.pending_since
+from messages m
+join sessions s on s.conversation_id = m.conversation_id and s.id = m.session_id
+where m.id = $1;
+
+-- name: replies_of_turn
+-- The replies a turn wrote, with their deliveries; they follow the turn's own messages.
+select m.id, m.seq, m.content_type, m.created_at, d.part, d.status, d.attempts, d.sent_at, d.platform_message_id, d.error
+from messages m
+left join deliveries d on d.conversation_id = m.conversation_id and d.seq = m.seq
+where m.conversation_id = $1 and m.turn_id = $2 and m.seq >= $3
+order by m.seq, d.part;
+
+-- name: session_history
+-- The newest messages of one session before a seq, newest first.
+select
+  m.seq, m.id, m.session_id, m.direction, m.content_type, m.content_text, m.event_key, m.sender_id, m.created_at,
+  m.attachments, m.metadata,
+  case
+    when m.status <> 'accepted' then m.status
+    when m.seq > (
+      select min(s.answered_seq) from sessions s where s.conversation_id = $1 and s.pending_since is not null
+    ) then 'pending'
+    else 'answered'
+  end as status
+from messages m
+where m.conversation_id = $1 and m.session_id = $2 and m.seq < $3
+order by m.seq desc
+limit $4;

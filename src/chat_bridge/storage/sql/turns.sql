@@ -1,0 +1,190 @@
+-- name: claim
+-- Take the right to answer: lock the session, load what waits in it, insert the turn; the unique index on running
+-- turns decides. A command is a turn of its own; a /stop takes everything before it along.
+-- The commit is not awaited to disk: a claim lost in a crash of the database only means that the messages still wait.
+with wanted as (
+  select *
+  from unnest($1::uuid[], $2::uuid[], $3::text[], $4::text[], $5::integer[])
+    as w (conversation_id, turn_id, agent, busy_policy, most)
+), session as materialized (
+  select w.turn_id, w.agent, w.most, s.*, coalesce(s.metadata ->> 'busy_policy', w.busy_policy) as policy
+  from wanted w
+  cross join lateral (
+    select
+      s.conversation_id, s.id, s.answered_seq, s.platform, s.account, s.platform_conversation_id, s.thread, s.metadata
+    from sessions s
+    where s.conversation_id = w.conversation_id and s.pending_since is not null
+    order by s.id
+    limit 1
+    for update
+  ) s
+), waiting as materialized (
+  select
+    s.turn_id, s.policy, m.*,
+    row_number() over turn as nth,
+    min(m.seq) over turn as first_seq,
+    min(m.seq) filter (where m.content_type = 'command') over turn as command_seq,
+    max(m.seq) filter (where m.content_type = 'command' and m.content_text = '/stop') over turn as stop_seq
+  from session s
+  cross join lateral (
+    select m.seq, m.id, m.sender_id, m.content_type, m.content_text, m.attachments, m.created_at, m.metadata
+    from messages m
+    where m.conversation_id = s.conversation_id and m.seq > s.answered_seq and m.session_id = s.id
+      and m.direction = 'inbound' and m.status = 'accepted'
+    order by m.seq
+    limit s.most
+  ) m
+  window turn as (partition by s.turn_id order by m.seq rows between unbounded preceding and unbounded following)
+), taken as materialized (
+  select
+    w.*,
+    max(w.seq) over (partition by w.turn_id) as last_seq
+  from waiting w
+  where case
+    when w.stop_seq is not null then w.seq <= w.stop_seq
+    when w.command_seq = w.first_seq then w.seq = w.first_seq
+    when w.policy = 'followup' then w.seq = w.first_seq
+    else w.seq < coalesce(w.command_seq, w.seq + 1)
+  end
+), claimed as (
+  insert into turns (conversation_id, id, session_id, first_seq, last_seq, lease_until, owner, agent)
+  select distinct on (s.conversation_id)
+    s.conversation_id, s.turn_id, s.id, t.first_seq, t.last_seq, clock_timestamp() + $7::interval, $6, s.agent
+  from session s
+  join taken t on t.turn_id = s.turn_id
+  order by s.conversation_id
+  on conflict (conversation_id) where status = 'running' do nothing
+  returning conversation_id, id
+), passed_over as (
+  update messages m
+  set status = 'skipped', metadata = coalesce(m.metadata, '{}') || '{"reason": "newer_message"}'
+  from claimed c
+  join taken t on t.turn_id = c.id
+  where m.conversation_id = c.conversation_id and m.seq = t.seq
+    and t.policy = 'latest' and t.seq < t.last_seq and t.stop_seq is null
+)
+select
+  c.id as turn_id, c.conversation_id, s.id as session_id, s.platform, s.account, s.platform_conversation_id, s.thread,
+  s.metadata as session_metadata, t.seq, t.id, t.sender_id, u.display_name, t.content_text, t.content_type,
+  t.attachments, t.created_at, t.metadata,
+  set_config('synchronous_commit', 'off', true)
+from claimed c
+join session s on s.turn_id = c.id
+join taken t on t.turn_id = c.id
+left join users u
+  on u.platform = s.platform and u.account = s.account and u.platform_user_id = t.sender_id
+where t.policy <> 'latest' or t.seq = t.last_seq or t.stop_seq is not null
+order by c.id, t.seq;
+
+-- name: complete
+-- End turns: fence by the running row, store the reply and its outbox rows, move the session's cursor. A row that is
+-- not returned was not ours any more, and nothing was written for it.
+with input as (
+  select *
+  from unnest(
+    $1::uuid[], $2::uuid[], $3::text[], $4::text[], $5::text[], $6::text[], $7::text[], $8::uuid[], $9::text[],
+    $10::text[], $11::integer[], $12::boolean[], $13::text[], $14::text[]
+  ) as i (
+    conversation_id, turn_id, status, outcome, error, agent_request_id, usage, message_id, content_text,
+    content_type, parts, error_text, metadata, session_metadata
+  )
+), turn as (
+  update turns t
+  set status = i.status, outcome = i.outcome, error = i.error, usage = i.usage::jsonb, finished_at = clock_timestamp(),
+    agent_request_id = i.agent_request_id
+  from input i
+  where t.conversation_id = i.conversation_id and t.id = i.turn_id and t.status = 'running'
+  returning t.conversation_id, t.id, t.session_id, t.first_seq, t.last_seq
+), locked as materialized (
+  select
+    t.*, i.status, i.outcome, i.message_id, i.content_text, i.content_type, i.parts, i.agent_request_id, i.metadata,
+    i.session_metadata, i.error_text,
+    i.message_id is not null
+      and not (i.error_text and coalesce(s.error_told_at > clock_timestamp() - interval '1 minute', false)) as tell
+  from turn t
+  join input i on i.turn_id = t.id
+  join sessions s on s.conversation_id = t.conversation_id and s.id = t.session_id
+  order by t.conversation_id
+  for update of s
+), session as (
+  update sessions s
+  set next_seq = s.next_seq + l.tell::integer,
+    message_count = s.message_count + l.tell::integer,
+    answered_seq = greatest(s.answered_seq, l.last_seq),
+    pending_since = case when s.last_inbound_seq > l.last_seq then clock_timestamp() end,
+    error_told_at = case when l.tell and l.error_text then clock_timestamp() else s.error_told_at end,
+    metadata = case when l.session_metadata is null then s.metadata else s.metadata || l.session_metadata::jsonb end,
+    last_activity = clock_timestamp()
+  from locked l
+  where s.conversation_id = l.conversation_id and s.id = l.session_id
+  returning s.conversation_id, s.next_seq - 1 as seq, s.pending_since is not null as more
+), unanswered as (
+  update messages m
+  set status = l.status, metadata = coalesce(m.metadata, '{}') || jsonb_build_object('reason', l.outcome)
+  from locked l
+  where l.status in ('failed', 'cancelled') and m.conversation_id = l.conversation_id
+    and m.seq between l.first_seq and l.last_seq and m.direction = 'inbound' and m.status = 'accepted'
+), reply as (
+  insert into messages (
+    conversation_id, seq, id, session_id, turn_id, direction, status, content_type, content_text, event_key,
+    agent_request_id, metadata
+  )
+  select
+    l.conversation_id, s.seq, l.message_id, l.session_id, l.id, 'outbound', 'stored', l.content_type, l.content_text,
+    'turn:' || l.id, l.agent_request_id, l.metadata::jsonb
+  from locked l
+  join session s using (conversation_id)
+  where l.tell
+), outbox as (
+  insert into deliveries (conversation_id, seq, part, status, attempts, next_attempt_at)
+  select l.conversation_id, s.seq, part, 'sending', 1, clock_timestamp() + interval '1 minute'
+  from locked l
+  join session s using (conversation_id)
+  cross join generate_series(1, l.parts) part
+  where l.tell
+  returning conversation_id, idempotency_key, part
+)
+select
+  l.id as turn_id, s.more, case when l.tell then s.seq end as seq,
+  array(
+    select o.idempotency_key from outbox o where o.conversation_id = l.conversation_id order by o.part
+  ) as idempotency_keys
+from locked l
+join session s using (conversation_id);
+
+-- name: renew
+-- Keep turns. A turn that is not returned is lost: its worker must stop.
+update turns
+set lease_until = clock_timestamp() + $3::interval
+where (conversation_id, id) in (select * from unnest($1::uuid[], $2::uuid[])) and status = 'running'
+returning id;
+
+-- name: supersede
+-- Take the running turn away without an answer: its messages wait again, for a turn with the newer ones, or elsewhere.
+update turns
+set status = 'superseded', outcome = 'superseded', error = $3, finished_at = clock_timestamp()
+where conversation_id = $1 and status = 'running' and id = coalesce($2, id)
+returning id;
+
+-- name: recover
+-- Turns whose worker let the lease run out (or, with $1, all of them: when no other process can exist).
+update turns
+set status = 'superseded', outcome = 'superseded', error = 'the lease ran out', finished_at = clock_timestamp()
+where status = 'running' and (lease_until < clock_timestamp() or $1)
+returning conversation_id, id;
+
+-- name: find_pending
+-- Conversations with messages that wait and no turn: nobody is on them.
+select s.conversation_id, s.platform
+from sessions s
+where s.pending_since is not null
+  and not exists (select from turns t where t.conversation_id = s.conversation_id and t.status = 'running')
+order by s.pending_since
+limit $1;
+
+-- name: turn_of_message
+-- The turns that took a message, in order.
+select id, status, outcome, owner, agent, agent_request_id, error, usage, started_at, finished_at, first_seq, last_seq
+from turns
+where conversation_id = $1 and first_seq <= $2 and last_seq >= $2
+order by started_at;

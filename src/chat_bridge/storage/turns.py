@@ -1,0 +1,178 @@
+"""Turns: the right to answer, held by one running row a conversation, and its end."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Literal
+from uuid import UUID
+
+from chat_bridge.model import (
+    Address,
+    BusyPolicy,
+    ConversationId,
+    Json,
+    MessageId,
+    PendingMessage,
+    Seq,
+    Turn,
+    TurnId,
+    TurnOutcome,
+    new_turn_id,
+)
+from chat_bridge.storage.messages import attachments
+from chat_bridge.storage.postgres import Database, Record, Transaction
+from chat_bridge.storage.text import from_jsonb, storable, storable_or_none, to_jsonb
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """A worker's wish for a turn in a conversation, of at most `most` messages."""
+
+    conversation_id: ConversationId
+    agent: str
+    busy_policy: BusyPolicy = BusyPolicy.COLLECT
+    most: int = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """The end of a turn. Without `message_id` nothing is said to the user.
+
+    `parts`: into how many messages the platform splits the text. `error_text`: told at most once a minute in a
+    conversation. `session_metadata` is merged into the session's.
+    """
+
+    turn: Turn
+    outcome: TurnOutcome
+    text: str = ""
+    message_id: MessageId | None = None
+    content_type: Literal["text", "notice"] = "text"
+    parts: int = 0
+    error_text: bool = False
+    error: str | None = None
+    agent_request_id: str | None = None
+    usage: Json | None = None
+    metadata: Json | None = None
+    session_metadata: Json | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Completed:
+    """What `complete` did. `seq` is None when nothing was said; `more`: messages wait already for the next turn."""
+
+    seq: Seq | None
+    more: bool
+    idempotency_keys: Sequence[UUID]
+
+
+async def claim(
+    database: Database, wishes: Sequence[Wish], *, owner: str, lease_seconds: float
+) -> Sequence[Turn | None]:
+    """Try to take a turn in each conversation, in one statement. None: nothing waits, or another turn is running."""
+    order = sorted(range(len(wishes)), key=lambda place: wishes[place].conversation_id)
+    ids = [new_turn_id() for _ in order]
+    rows = await database.fetch(
+        "claim",
+        [wishes[place].conversation_id for place in order],
+        ids,
+        [wishes[place].agent for place in order],
+        [wishes[place].busy_policy.value for place in order],
+        [wishes[place].most for place in order],
+        owner,
+        timedelta(seconds=lease_seconds),
+    )
+    found: dict[UUID, list[Record]] = {}
+    for row in rows:
+        found.setdefault(row["turn_id"], []).append(row)
+    turns: list[Turn | None] = [None] * len(wishes)
+    for place, turn_id in zip(order, ids, strict=True):
+        if turn_id in found:
+            turns[place] = _turn(found[turn_id])
+    return turns
+
+
+def _turn(rows: Sequence[Record]) -> Turn:
+    first = rows[0]
+    return Turn(
+        id=first["turn_id"],
+        conversation_id=first["conversation_id"],
+        session_id=first["session_id"],
+        address=Address(first["platform"], first["account"], first["platform_conversation_id"], first["thread"]),
+        messages=tuple(
+            PendingMessage(
+                id=row["id"],
+                seq=row["seq"],
+                sender_id=row["sender_id"],
+                sender_name=row["display_name"],
+                text=row["content_text"],
+                attachments=attachments(row["attachments"]),
+                created_at=row["created_at"],
+                metadata=from_jsonb(row["metadata"]) or {},
+                is_command=row["content_type"] == "command",
+            )
+            for row in rows
+        ),
+        metadata=from_jsonb(first["session_metadata"]) or {},
+    )
+
+
+async def complete(runner: Database | Transaction, completions: Sequence[Completion]) -> Sequence[Completed | None]:
+    """End turns in one statement. None: the turn was not ours any more, and nothing was written for it."""
+    rows = await runner.fetch(
+        "complete",
+        *zip(*(_columns(completion) for completion in completions), strict=True),
+    )
+    done = {
+        row["turn_id"]: Completed(seq=row["seq"], more=row["more"], idempotency_keys=row["idempotency_keys"])
+        for row in rows
+    }
+    return [done.get(completion.turn.id) for completion in completions]
+
+
+def _columns(completion: Completion) -> tuple[object, ...]:
+    return (
+        completion.turn.conversation_id,
+        completion.turn.id,
+        completion.outcome.turn_status,
+        completion.outcome.value,
+        storable_or_none(completion.error),
+        storable_or_none(completion.agent_request_id),
+        to_jsonb(completion.usage),
+        completion.message_id,
+        storable(completion.text),
+        completion.content_type,
+        completion.parts,
+        completion.error_text,
+        to_jsonb(completion.metadata),
+        to_jsonb(completion.session_metadata),
+    )
+
+
+async def renew(database: Database, turns: Sequence[Turn], lease_seconds: float) -> set[TurnId]:
+    """Renew the leases of turns; return those still ours. The worker of any other must stop."""
+    rows = await database.fetch(
+        "renew",
+        [turn.conversation_id for turn in turns],
+        [turn.id for turn in turns],
+        timedelta(seconds=lease_seconds),
+    )
+    return {row["id"] for row in rows}
+
+
+async def supersede(
+    database: Database, conversation: ConversationId, reason: str, turn: TurnId | None = None
+) -> TurnId | None:
+    """Take a running turn away (this one, or whichever runs) so that its messages wait again; return its id."""
+    row = await database.fetch_one("supersede", conversation, turn, reason)
+    return row["id"] if row else None
+
+
+async def recover(database: Database, *, all_owners: bool = False) -> Sequence[ConversationId]:
+    """Free the messages of turns whose lease ran out; `all_owners`: of every running turn, for a process that knows
+    it is alone. Return the conversations, which need a worker."""
+    return [row["conversation_id"] for row in await database.fetch("recover", all_owners)]
+
+
+async def find_pending(database: Database, limit: int = 1000) -> Sequence[tuple[ConversationId, str]]:
+    """Conversations that wait and have no turn, longest first, with their platform."""
+    return [(row["conversation_id"], row["platform"]) for row in await database.fetch("find_pending", limit)]
