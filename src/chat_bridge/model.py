@@ -139,7 +139,7 @@ class ReceiveStatus(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Receipt:
-    """The outcome of receiving one message."""
+    """The outcome of receiving one message. `busy_policy` is the one in force for it; a duplicate has none."""
 
     status: ReceiveStatus
     conversation_id: ConversationId
@@ -147,6 +147,7 @@ class Receipt:
     message_id: MessageId
     seq: Seq
     reason: str | None = None
+    busy_policy: BusyPolicy | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,7 +190,7 @@ class StoredMessage:
     status: str
     content_type: str
     text: str
-    event_key: str
+    event_key: str | None  # of an inbound one
     sender_id: str | None
     created_at: datetime
     attachments: Sequence[Attachment]

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from chat_bridge.model import Address, BusyPolicy, ConversationId, MessageId, Seq, TurnId
+from chat_bridge.model import Address, BusyPolicy, ConversationId, MessageId, Seq, Turn, TurnOutcome
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,14 +78,15 @@ class Platform(Protocol):
         """Send one part. Raises nothing for what a platform may answer."""
         ...
 
-    async def show_typing(self, conversation_id: ConversationId, address: Address, on: bool) -> None:
-        """Show, or stop showing, that an answer is being written. Best effort."""
+    async def show_typing(self, turn: Turn) -> None:
+        """Show that an answer is being written; called again each `typing_seconds`. Best effort."""
         ...
 
-    async def show_partial(self, conversation_id: ConversationId, address: Address, turn_id: TurnId, text: str) -> None:
+    async def show_partial(self, turn: Turn, text: str) -> None:
         """Show the answer so far (the whole text, not the difference). Best effort."""
         ...
 
-    async def show_failed(self, conversation_id: ConversationId, address: Address, turn_id: TurnId, code: str) -> None:
-        """Tell the client that the turn ended without a reply of its own. Best effort."""
+    async def show_end(self, turn: Turn, outcome: TurnOutcome, text: str | None) -> None:
+        """The turn has ended and its reply, if any, was sent. `text` is what a failed turn would have said if the
+        user had not been told within the last minute. Best effort."""
         ...

@@ -12,7 +12,6 @@ from chat_bridge.model import (
     BusyPolicy,
     ConversationId,
     InboundEvent,
-    MessageId,
     Receipt,
     ReceiveStatus,
     Seq,
@@ -47,7 +46,7 @@ async def receive(database: Database, arrivals: Sequence[Arrival]) -> Sequence[R
     Two arrivals with one event key must not be in the same call. Raises StorageError: then nothing was stored.
     """
     # Locks are taken in the order of conversation_id by every statement, so that none waits for another in a ring.
-    order: list[tuple[int, Arrival]] = sorted(enumerate(arrivals), key=lambda pair: (pair[1].event.address.id, pair[0]))
+    order = sorted(enumerate(arrivals), key=_lock_order)
     columns = zip(*(_columns(arrival) for _, arrival in order), strict=True)
     arguments = [list(column) for column in columns]
     for _ in range(_RACES):
@@ -57,10 +56,15 @@ async def receive(database: Database, arrivals: Sequence[Arrival]) -> Sequence[R
             continue
         receipts: list[Receipt | None] = [None] * len(order)
         for row in rows:
-            place, arrival = order[row["ord"] - 1]
+            number: int = row["ord"]
+            place, arrival = order[number - 1]
             receipts[place] = _receipt(arrival.event.address.id, row)
         return [receipt for receipt in receipts if receipt is not None]
     raise StorageError(f"a message lost {_RACES} races in a row; nothing was stored")
+
+
+def _lock_order(pair: tuple[int, Arrival]) -> tuple[ConversationId, int]:
+    return pair[1].event.address.id, pair[0]
 
 
 def _columns(arrival: Arrival) -> tuple[object, ...]:
@@ -103,6 +107,7 @@ def _receipt(conversation: ConversationId, row: Record) -> Receipt:
         message_id=row["id"],
         seq=row["seq"],
         reason=row["reason"],
+        busy_policy=BusyPolicy(row["policy"]) if row["policy"] else None,
     )
 
 
@@ -129,11 +134,6 @@ async def session_history(
         "session_history", conversation, session, 2**63 - 1 if before is None else before, limit
     )
     return [_stored(conversation, row) for row in reversed(rows)]
-
-
-async def find_message(database: Database, message: MessageId) -> Record | None:
-    """The row of a message with its session's address, by the message's id alone."""
-    return await database.fetch_one("find_message", message)
 
 
 def attachments(text: str | None) -> Sequence[Attachment]:

@@ -3,10 +3,21 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from uuid import UUID
 
-from chat_bridge.model import Address, ConversationId, Seq, Session, SessionId, new_session_id
+from chat_bridge.model import (
+    Address,
+    BusyPolicy,
+    ConversationId,
+    MessageId,
+    Seq,
+    Session,
+    SessionId,
+    new_message_id,
+    new_session_id,
+)
 from chat_bridge.storage.postgres import Database, Record, Transaction
-from chat_bridge.storage.text import from_jsonb, storable_or_none
+from chat_bridge.storage.text import from_jsonb, storable, storable_or_none, to_jsonb
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +69,22 @@ async def close_session(database: Database, session: SessionId) -> bool:
 async def rotate(transaction: Transaction, conversation: ConversationId, session: SessionId, last_seq: Seq) -> None:
     """Close a session after `last_seq` and open its successor, which takes along what arrived later."""
     await transaction.fetch("rotate", conversation, session, last_seq, new_session_id())
+
+
+async def say(
+    database: Database, conversation: ConversationId, session: SessionId, text: str, notice: str, parts: int
+) -> tuple[MessageId, Seq, Sequence[UUID]] | None:
+    """Store a notice outside of any turn, ready to be sent; None when one was said within the last minute."""
+    message = new_message_id()
+    row = await database.fetch_one(
+        "say", conversation, session, message, storable(text), to_jsonb({"notice": notice}), parts
+    )
+    return None if row is None else (message, row["seq"], row["idempotency_keys"])
+
+
+async def set_busy_policy(database: Database, session: SessionId, policy: BusyPolicy | None) -> bool:
+    """Give a session a busy policy of its own, or (None) the platform's again; False when there is no such session."""
+    return await database.fetch_one("set_session_metadata", session, to_jsonb({"busy_policy": policy})) is not None
 
 
 def _session(row: Record) -> Session:

@@ -63,8 +63,12 @@ class Store:
             try:
                 yield store
             finally:
-                for batch in (store._receive, store._claim, store._complete, store._finish):
-                    await batch.drain()
+                await store.drain()
+
+    async def drain(self) -> None:
+        """Wait until every statement under way has ended."""
+        for batch in (self._receive, self._claim, self._complete, self._finish):
+            await batch.drain()
 
     async def receive(self, arrival: Arrival) -> Receipt:
         """Store an inbound message; when this returns, it is committed. Raises StorageError: it was not stored, or

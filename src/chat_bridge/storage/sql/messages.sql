@@ -26,6 +26,7 @@ with input as (
 ), fresh as materialized (
   select
     i.*,
+    policy.name as policy,
     row_number() over conversation as nth,
     case
       when i.status <> 'accepted' or i.content_type = 'command' then null
@@ -133,11 +134,11 @@ with input as (
     locale = coalesce(excluded.locale, u.locale),
     last_seen = clock_timestamp()
 )
-select f.ord, s.status, s.session_id, s.id, s.seq, s.metadata ->> 'reason' as reason
+select f.ord, s.status, s.session_id, s.id, s.seq, s.metadata ->> 'reason' as reason, f.policy
 from stored s
 join fresh f on f.message_id = s.id
 union all
-select k.ord, case when k.same then 'duplicate' else 'conflict' end, k.session_id, k.id, k.seq, null
+select k.ord, case when k.same then 'duplicate' else 'conflict' end, k.session_id, k.id, k.seq, null, null
 from known k
 order by ord;
 

@@ -57,3 +57,34 @@ where ($1::uuid is null or id < $1)
   and ($7::timestamptz is null or last_activity >= $7)
 order by id desc
 limit $8;
+
+-- name: say
+-- Store a notice of the bridge outside of any turn, with its outbox rows; at most one a minute.
+with session as (
+  update sessions
+  set next_seq = next_seq + 1, message_count = message_count + 1, error_told_at = clock_timestamp()
+  where conversation_id = $1 and id = $2
+    and coalesce(error_told_at < clock_timestamp() - interval '1 minute', true)
+  returning conversation_id, id, next_seq - 1 as seq
+), notice as (
+  insert into messages (
+    conversation_id, seq, id, session_id, direction, status, content_type, content_text, metadata
+  )
+  select conversation_id, seq, $3, id, 'outbound', 'stored', 'notice', $4, $5::jsonb
+  from session
+), outbox as (
+  insert into deliveries (conversation_id, seq, part, status, attempts, next_attempt_at)
+  select conversation_id, seq, part, 'sending', 1, clock_timestamp() + interval '1 minute'
+  from session
+  cross join generate_series(1, $6::integer) part
+  returning idempotency_key, part
+)
+select s.seq, array(select o.idempotency_key from outbox o order by o.part) as idempotency_keys
+from session s;
+
+-- name: set_session_metadata
+-- Merge into a session's metadata; a null value stays as null.
+update sessions
+set metadata = metadata || $2::jsonb
+where id = $1
+returning id;

@@ -126,12 +126,12 @@ with input as (
     and m.seq between l.first_seq and l.last_seq and m.direction = 'inbound' and m.status = 'accepted'
 ), reply as (
   insert into messages (
-    conversation_id, seq, id, session_id, turn_id, direction, status, content_type, content_text, event_key,
+    conversation_id, seq, id, session_id, turn_id, direction, status, content_type, content_text,
     agent_request_id, metadata
   )
   select
     l.conversation_id, s.seq, l.message_id, l.session_id, l.id, 'outbound', 'stored', l.content_type, l.content_text,
-    'turn:' || l.id, l.agent_request_id, l.metadata::jsonb
+    l.agent_request_id, l.metadata::jsonb
   from locked l
   join session s using (conversation_id)
   where l.tell
@@ -182,9 +182,14 @@ where s.pending_since is not null
 order by s.pending_since
 limit $1;
 
--- name: turn_of_message
+-- name: turns_of_message
 -- The turns that took a message, in order.
 select id, status, outcome, owner, agent, agent_request_id, error, usage, started_at, finished_at, first_seq, last_seq
 from turns
 where conversation_id = $1 and first_seq <= $2 and last_seq >= $2
 order by started_at;
+
+-- name: turn
+select id, status, outcome, owner, agent, agent_request_id, error, usage, started_at, finished_at, first_seq, last_seq
+from turns
+where conversation_id = $1 and id = $2;

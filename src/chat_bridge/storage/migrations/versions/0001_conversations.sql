@@ -46,7 +46,7 @@ create table messages (
   status text not null check (status in ('accepted', 'skipped', 'failed', 'cancelled', 'stored')),
   content_type text not null default 'text' check (content_type in ('text', 'command', 'notice', 'event')),
   content_text text not null default '',
-  event_key text not null,
+  event_key text,                          -- of an inbound one: unique per delivery; never changes
   sender_id text,
   platform_message_id text,
   agent_request_id text,

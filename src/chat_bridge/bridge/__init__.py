@@ -1,0 +1,1 @@
+"""The path of a message, in this order: receive, resolve, claim, answer, deliver."""

@@ -1,0 +1,218 @@
+"""Claim: one worker a conversation, woken by a message or by the sweep; the row in `turns` decides who may answer."""
+
+import asyncio
+from collections.abc import Collection, Coroutine, Mapping
+from typing import Literal, Protocol
+
+from chat_bridge.bridge.deliver import Deliverer
+from chat_bridge.bridge.resolve import busy_policy
+from chat_bridge.errors import StorageError
+from chat_bridge.model import Address, ConversationId, Receipt, Turn, TurnId
+from chat_bridge.platforms.contract import Platform
+from chat_bridge.settings import Settings
+from chat_bridge.storage import sessions, turns
+from chat_bridge.storage.redis import Event, Hot
+from chat_bridge.storage.store import Store
+from chat_bridge.storage.turns import Wish
+from chat_bridge.telemetry import TURNS_RUNNING, log
+from chat_bridge.texts import Texts
+
+# Why a running turn has to stop: the user said so, a newer message takes its place, its lease is gone, we shut down.
+StopReason = Literal["cancelled", "superseded", "lost", "handed_back"]
+
+
+class Running:
+    """A turn that this process is answering, and the way to stop it."""
+
+    def __init__(self, turn: Turn) -> None:
+        self.turn = turn
+        self.stopped: StopReason | None = None
+        self._call: asyncio.Task[None] | None = None
+
+    def stop(self, reason: StopReason) -> None:
+        """Cancel the agent's call; the worker then ends the turn in the way the first reason asks for."""
+        if self.stopped is None:
+            self.stopped = reason
+            if self._call is not None:
+                self._call.cancel()
+
+    async def call(self, work: Coroutine[None, None, None], name: str) -> None:
+        """Run the part of the turn that `stop` cancels. Returns quietly when it was stopped."""
+        self._call = asyncio.create_task(work, name=name)
+        if self.stopped is not None:
+            self._call.cancel()
+        try:
+            await self._call
+        except asyncio.CancelledError:
+            if self.stopped is None:  # the worker itself is being cancelled
+                self._call.cancel()
+                raise
+        finally:
+            self._call = None
+
+
+class Answers(Protocol):
+    """What a claimed turn is given to."""
+
+    async def answer(self, running: Running) -> None: ...
+
+
+class Workers:
+    """The workers of this process."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        store: Store,
+        hot: Hot,
+        platforms: Mapping[str, Platform],
+        agent_name: str,
+        answers: Answers,
+        deliverer: Deliverer,
+        texts: Texts,
+    ) -> None:
+        self._settings = settings
+        self._store = store
+        self._hot = hot
+        self._platforms = platforms
+        self._agent_name = agent_name
+        self._answers = answers
+        self._deliverer = deliverer
+        self._texts = texts
+        self._slots = asyncio.Semaphore(settings.max_turns)
+        self._workers: dict[ConversationId, asyncio.Task[None]] = {}
+        self._again: set[ConversationId] = set()
+        self._running: dict[ConversationId, Running] = {}
+        self._background: set[asyncio.Task[None]] = set()
+        self._closing = False
+        hot.handle_control(self._control)
+
+    def wake(self, conversation: ConversationId, platform: str) -> None:
+        """Something may wait in a conversation: have a worker look. Safe to call at any time, as often as you like."""
+        if self._closing or platform not in self._platforms:
+            return
+        if conversation in self._workers:
+            self._again.add(conversation)
+            return
+        task = asyncio.create_task(self._work(conversation, self._platforms[platform]), name=f"worker:{conversation}")
+        self._workers[conversation] = task
+
+    async def stop(self, conversation: ConversationId, reason: StopReason) -> None:
+        """Stop the running turn of a conversation, in whichever process it is."""
+        self._stop_here(conversation, reason)
+        await self._hot.control({"type": "stop", "conversation": str(conversation), "reason": reason})
+
+    async def refuse(self, receipt: Receipt, address: Address, reason: str) -> None:
+        """Tell the user why a message will not be answered, at most once a minute."""
+        platform = self._platforms[address.platform]
+        text = self._texts.say(reason)
+        parts = platform.split(text)
+        said = await sessions.say(
+            self._store.database, receipt.conversation_id, receipt.session_id, text, reason, len(parts)
+        )
+        if said is not None:
+            message, seq, keys = said
+            await self._deliverer.deliver(receipt.conversation_id, address, message, seq, parts, keys)
+
+    def spawn(self, work: Coroutine[None, None, None], name: str) -> None:
+        """Run something small beside the caller. What it fails to do, the sweep does."""
+
+        def done(task: asyncio.Task[None]) -> None:
+            self._background.discard(task)
+            if not task.cancelled() and (error := task.exception()) is not None:
+                log.warning("background.failed", task=name, error=type(error).__name__, reason=str(error))
+
+        task = asyncio.create_task(work, name=name)
+        self._background.add(task)
+        task.add_done_callback(done)
+
+    async def renew_leases(self) -> None:
+        """Renew the leases of all turns of this process, three times a lease, for ever. A turn that is no longer ours,
+        or whose lease may have run out while the database was away, is stopped."""
+        loop = asyncio.get_running_loop()
+        trusted_until = loop.time() + self._settings.lease_seconds
+        while True:
+            await asyncio.sleep(self._settings.lease_seconds / 3)
+            held = list(self._running.values())
+            asked_at = loop.time()
+            ours: set[TurnId] = set()
+            try:
+                if held:
+                    ours = await turns.renew(
+                        self._store.database, [running.turn for running in held], self._settings.lease_seconds
+                    )
+                trusted_until = asked_at + self._settings.lease_seconds
+            except StorageError as error:
+                log.warning("lease.renewal_failed", turns=len(held), reason=str(error))
+                if loop.time() < trusted_until:
+                    continue
+            for running in held:
+                if running.turn.id not in ours and self._running.get(running.turn.conversation_id) is running:
+                    log.warning("turn.lost", turn=str(running.turn.id), conversation=str(running.turn.conversation_id))
+                    running.stop("lost")
+
+    async def drain(self, seconds: float) -> None:
+        """Take no new turns, let running ones finish for a while, then hand the rest back."""
+        self._closing = True
+        await _wait(self._workers.values(), seconds)
+        for running in list(self._running.values()):
+            running.stop("handed_back")
+        await _wait(self._workers.values(), 10)
+        rest = [*self._workers.values(), *self._background]
+        for task in rest:
+            task.cancel()
+        await asyncio.gather(*rest, return_exceptions=True)
+
+    async def _control(self, event: Event) -> None:
+        if event.get("type") == "stop":
+            for conversation in list(self._running):
+                if str(conversation) == event.get("conversation"):
+                    self._stop_here(conversation, event["reason"])
+
+    def _stop_here(self, conversation: ConversationId, reason: StopReason) -> None:
+        if (running := self._running.get(conversation)) is not None:
+            running.stop(reason)
+
+    async def _work(self, conversation: ConversationId, platform: Platform) -> None:
+        try:
+            await self._coalesce(platform)
+            async with self._slots:
+                while not self._closing and await self._take_turn(conversation, platform):
+                    await self._coalesce(platform)
+        except StorageError as error:
+            # The messages are safe; the sweep wakes another worker for them.
+            log.warning("worker.failed", conversation=str(conversation), reason=str(error))
+        except Exception:  # noqa: BLE001 - one conversation must not stop the others
+            log.exception("worker.crashed", conversation=str(conversation))
+        finally:
+            del self._workers[conversation]
+            if conversation in self._again:
+                self._again.discard(conversation)
+                self.wake(conversation, platform.capabilities.name)
+
+    async def _coalesce(self, platform: Platform) -> None:
+        own = self._settings.coalesce_seconds
+        seconds = platform.capabilities.coalesce_seconds if own is None else own
+        if seconds > 0:
+            await asyncio.sleep(seconds)
+
+    async def _take_turn(self, conversation: ConversationId, platform: Platform) -> bool:
+        self._again.discard(conversation)
+        policy = busy_policy(self._settings, platform.capabilities)
+        turn = await self._store.claim(Wish(conversation, self._agent_name, policy))
+        if turn is None:
+            return False
+        running = Running(turn)
+        self._running[conversation] = running
+        TURNS_RUNNING.inc()
+        try:
+            await self._answers.answer(running)
+        finally:
+            TURNS_RUNNING.dec()
+            del self._running[conversation]
+        return True
+
+
+async def _wait(tasks: Collection[asyncio.Task[None]], seconds: float) -> None:
+    if tasks:
+        await asyncio.wait(list(tasks), timeout=seconds)

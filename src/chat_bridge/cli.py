@@ -1,0 +1,257 @@
+"""The command line: `chat-bridge serve | migrate | config | explain`."""
+
+import asyncio
+import signal
+import socket
+import sys
+from collections.abc import Coroutine, Generator
+from contextlib import contextmanager, suppress
+from datetime import datetime
+from importlib.metadata import version
+from typing import Annotated, Any
+from uuid import UUID
+
+import typer
+import uvicorn
+
+from chat_bridge.errors import ChatBridgeError, SettingsError
+from chat_bridge.model import MessageId
+from chat_bridge.service import Service, database_url, running_service
+from chat_bridge.settings import Settings, load_settings, shown
+from chat_bridge.storage.migrate import migrate, migration_sql, schema_state
+from chat_bridge.storage.postgres import Database, Record
+from chat_bridge.storage.story import Story, tell_story
+from chat_bridge.storage.text import from_jsonb
+from chat_bridge.telemetry import configure_logging
+
+cli = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Any chat platform in front of any agent.",
+)
+
+
+def main() -> None:
+    """The entry point: an expected error is one message on standard error, never a traceback."""
+    try:
+        cli()
+    except ChatBridgeError as error:
+        sys.exit(f"chat-bridge: {error}")
+
+
+@cli.command()
+def serve() -> None:
+    """Run the bridge until Ctrl-C or SIGTERM."""
+    settings = load_settings()
+    configure_logging(settings.log_level, settings.log_format)
+    _run(_serve(settings))
+
+
+@cli.command("migrate")
+def migrate_schema(
+    check: Annotated[bool, typer.Option("--check", help="Only tell; exit 1 when something is to be done.")] = False,
+    sql: Annotated[bool, typer.Option("--sql", help="Print the whole schema as SQL; needs no database.")] = False,
+) -> None:
+    """Bring the database's schema up to date."""
+    if sql:
+        print(migration_sql())
+        return
+    _run(_migrate(load_settings(), check))
+
+
+@cli.command()
+def config() -> None:
+    """Print the settings in force, secrets masked."""
+    for name, value in shown(load_settings()).items():
+        print(f"{name}={value}")
+
+
+@cli.command()
+def explain(message: Annotated[UUID, typer.Argument(help="The id of a message, inbound or outbound.")]) -> None:
+    """Tell a message's story."""
+    _run(_explain(load_settings(), MessageId(message)))
+
+
+@cli.command("version")
+def show_version() -> None:
+    """Print the version."""
+    print(version("agoric-chat-bridge"))
+
+
+def _run(work: Coroutine[Any, Any, None]) -> None:
+    with asyncio.Runner(loop_factory=_new_loop) as runner:
+        runner.run(work)
+
+
+def _new_loop() -> asyncio.AbstractEventLoop:
+    with suppress(ImportError):
+        import uvloop
+
+        return uvloop.new_event_loop()
+    return asyncio.new_event_loop()
+
+
+async def _serve(settings: Settings) -> None:
+    stop = asyncio.Event()
+    main_task = asyncio.current_task()
+    assert main_task is not None
+
+    def stop_or_give_up() -> None:
+        # The first signal drains; a second one does not wait for turns any more.
+        if stop.is_set():
+            main_task.cancel()
+        stop.set()
+
+    # Before anything starts, so that a Ctrl-C at any moment still stops what was started.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, stop_or_give_up)
+    with suppress(asyncio.CancelledError), _listener(settings) as listener:
+        async with running_service(settings) as service:
+            await _serve_until(stop, settings, service, listener)
+
+
+async def _serve_until(stop: asyncio.Event, settings: Settings, service: Service, listener: socket.socket) -> None:
+    server = _Server(
+        uvicorn.Config(
+            service.app,
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            forwarded_allow_ips=list(settings.trusted_proxies),
+            timeout_graceful_shutdown=5,
+            lifespan="off",
+        )
+    )
+    serving = asyncio.create_task(server.serve([listener]), name="http")
+    stopping = asyncio.create_task(stop.wait(), name="stop")
+    _announce(settings, service, listener.getsockname()[1])
+    await asyncio.wait((serving, stopping, service.failed), return_when=asyncio.FIRST_COMPLETED)
+    stopping.cancel()
+    print("stopping: running turns may finish; press Ctrl-C again to hand them back at once", flush=True)
+    # The listening socket closes now; open event streams see the last turns end before they are closed.
+    server.stop_accepting()
+    await service.drain()
+    server.should_exit = True
+    await serving
+    if service.failed.done():
+        raise ChatBridgeError("a part of the bridge died, so all of it stopped; the log says which and why")
+
+
+class _Server(uvicorn.Server):
+    """uvicorn without its signal handlers: ours decide when it stops."""
+
+    @contextmanager
+    def capture_signals(self) -> Generator[None]:
+        yield
+
+    def stop_accepting(self) -> None:
+        """Take no new connections."""
+        for server in self.servers:
+            server.close()
+
+
+def _listener(settings: Settings) -> socket.socket:
+    try:
+        family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+        return socket.create_server((settings.host, settings.port), family=family, backlog=2048)
+    except OSError as error:
+        raise SettingsError(
+            f"can't listen on {settings.host} port {settings.port} ({error.strerror}): "
+            "stop what uses it, or choose another with PORT and CHAT_BRIDGE_HOST"
+        ) from None
+
+
+def _announce(settings: Settings, service: Service, port: int) -> None:
+    host = f"[{settings.host}]" if ":" in settings.host else settings.host
+    address = f"http://{'localhost' if host in ('127.0.0.1', '0.0.0.0', '[::]') else host}:{port}"  # noqa: S104
+    lines = [f"agoric-chat-bridge {version('agoric-chat-bridge')} is ready.", ""]
+    if settings.webchat_enabled:
+        lines.append(f"  Chat        {address}/chat")
+    lines += [f"  API         {address}/docs", f"  Agent       {service.agent.name}"]
+    if settings.embedded:
+        lines.append(f"  Data        {settings.data_dir}")
+        if settings.api_key is None:
+            lines.append(f"  API key     in the file {settings.data_dir / 'api-key'}")
+    lines.append("")
+    if service.agent.name == "echo" and not settings.repeat_mode:
+        lines += [
+            "Next: connect a Mastra agent. Stop with Ctrl-C, put this into a file named .env, and start again:",
+            "  MASTRA_ENDPOINT=http://localhost:4111/api",
+            "  MASTRA_AGENT_ID=the-id-of-your-agent",
+        ]
+    else:
+        lines.append("Next: put the chat on your site; docs/web-chat.md shows how. Stop with Ctrl-C.")
+    print("\n".join(lines), flush=True)
+
+
+async def _migrate(settings: Settings, check: bool) -> None:
+    async with database_url(settings) as dsn:
+        state = await schema_state(dsn) if check else await migrate(dsn)
+    if check:
+        state.require_usable()
+    print(f"the schema is up to date: {state.current}")
+
+
+async def _explain(settings: Settings, message: MessageId) -> None:
+    async with database_url(settings) as dsn, Database.open(dsn, pgbouncer=settings.database_pgbouncer) as database:
+        story = await tell_story(database, message)
+    if story is None:
+        raise ChatBridgeError(f"there is no message {message}")
+    print("\n".join(_told(story)))
+
+
+def _told(story: Story) -> list[str]:
+    message = story.message
+    lines = [
+        f"message {message['id']}: {message['direction']} {message['content_type']}, "
+        f"{_became(story)}{_because(message)}",
+        f"  conversation  {message['conversation_id']} ({message['platform']} {message['account']} "
+        f"{message['platform_conversation_id']}{' ' + message['thread'] if message['thread'] else ''})",
+        f"  session       {message['session_id']} ({message['session_status']}), seq {message['seq']}",
+        f"  stored        {_time(message['created_at'])}",
+    ]
+    if message["sender_id"]:
+        lines.append(f"  sender        {message['sender_id']}")
+    if message["event_key"]:
+        lines.append(f"  event key     {message['event_key']}")
+    if not story.turns and message["direction"] == "inbound":
+        lines.append("no turn has taken it" + (" yet" if message["status"] == "accepted" else ""))
+    for turn in story.turns:
+        lines += [
+            f"turn {turn['id']}: {turn['status']}{', ' + turn['outcome'] if turn['outcome'] else ''}",
+            f"  took          seq {turn['first_seq']} to {turn['last_seq']}, at {_time(turn['started_at'])}",
+            f"  ended         {_time(turn['finished_at'])}",
+            f"  agent         {turn['agent']}, request {turn['agent_request_id'] or 'not named'}",
+            f"  worker        {turn['owner']}",
+        ]
+        if turn["error"]:
+            lines.append(f"  reason        {turn['error']}")
+        if turn["usage"]:
+            lines.append(f"  usage         {turn['usage']}")
+    for reply in story.replies:
+        delivery = f"part {reply['part']} {reply['status']}" if reply["part"] else "nothing to deliver"
+        lines += [
+            f"reply {reply['id']}: seq {reply['seq']}, stored {_time(reply['created_at'])}",
+            f"  delivery      {delivery}, tries {reply['attempts'] or 0}, at {_time(reply['sent_at'])}"
+            f"{', ' + reply['error'] if reply['error'] else ''}",
+        ]
+    return lines
+
+
+def _became(story: Story) -> str:
+    message = story.message
+    if message["status"] != "accepted":
+        return message["status"]
+    pending = message["pending_since"] is not None and message["seq"] > message["answered_seq"]
+    return "waiting for its answer" if pending else "answered"
+
+
+def _because(message: Record) -> str:
+    metadata: dict[str, Any] = from_jsonb(message["metadata"]) or {}
+    reason = metadata.get("reason")
+    return f" ({reason})" if reason else ""
+
+
+def _time(moment: datetime | None) -> str:
+    return moment.isoformat(timespec="milliseconds") if moment else "not yet"

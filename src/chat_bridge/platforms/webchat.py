@@ -1,0 +1,60 @@
+"""Web chat as a platform. Its clients read replies from PostgreSQL through our own API, so that "sending" one means
+telling the open event streams to look."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+from chat_bridge.model import Address, ConversationId, Turn, TurnId, TurnOutcome
+from chat_bridge.platforms.contract import Capabilities, OutboundPart, Sent
+
+NAME = "webchat"
+
+
+def address(conversation: str) -> Address:
+    """The address of a web chat conversation; `conversation` is the id that its client uses."""
+    return Address(NAME, "default", conversation)
+
+
+class EventSink(Protocol):
+    """Where events for open pages go; losing some is allowed."""
+
+    async def publish(self, conversation: ConversationId, event: Mapping[str, Any]) -> None: ...
+    async def publish_partial(self, conversation: ConversationId, turn: TurnId, text: str, shown: int) -> None: ...
+    async def end_partial(self, conversation: ConversationId, *events: Mapping[str, Any]) -> None: ...
+
+
+class WebChat:
+    """The adapter: see `docs/web-chat.md` for the protocol that pages speak."""
+
+    capabilities = Capabilities(name=NAME, min_edit_interval=0.05, idempotent_send=True)
+
+    def __init__(self, sink: EventSink) -> None:
+        self._sink = sink
+        self._shown: dict[TurnId, int] = {}
+
+    def split(self, text: str) -> Sequence[str]:
+        """One part: a page shows text of any length."""
+        return (text,)
+
+    async def send(self, part: OutboundPart) -> Sent:
+        """The reply is stored: tell the pages to read it."""
+        await self._sink.end_partial(part.conversation_id, {"type": "message", "seq": part.seq})
+        return Sent(str(part.seq))
+
+    async def show_typing(self, turn: Turn) -> None:
+        """A `typing` event."""
+        await self._sink.publish(turn.conversation_id, {"type": "typing", "on": True})
+
+    async def show_partial(self, turn: Turn, text: str) -> None:
+        """A `delta` event with what is new."""
+        shown = self._shown.get(turn.id, 0)
+        self._shown[turn.id] = len(text)
+        await self._sink.publish_partial(turn.conversation_id, turn.id, text, shown)
+
+    async def show_end(self, turn: Turn, outcome: TurnOutcome, text: str | None) -> None:
+        """An `error` event if the turn failed and said nothing, and the end of typing."""
+        self._shown.pop(turn.id, None)
+        events: list[Mapping[str, Any]] = [{"type": "typing", "on": False}]
+        if text is not None:
+            events.insert(0, {"type": "error", "turn_id": str(turn.id), "code": outcome.value, "text": text})
+        await self._sink.end_partial(turn.conversation_id, *events)

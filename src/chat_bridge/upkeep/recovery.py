@@ -1,0 +1,58 @@
+"""The recovery sweep: turns whose worker died, messages nobody is on, deliveries left behind.
+
+Wake-ups are hints; this is the promise. It is silent when there is nothing to do.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+
+from chat_bridge.errors import StorageError
+from chat_bridge.model import ConversationId
+from chat_bridge.storage import outbox, turns
+from chat_bridge.storage.outbox import Delivery
+from chat_bridge.storage.store import Store
+from chat_bridge.telemetry import RECOVERED, log
+
+SWEEP_SECONDS = 5.0
+
+
+class Sweep:
+    """Looks for work without a worker, every few seconds: `wake` puts a worker on a conversation, `redeliver` sends
+    what is due. `idempotent_platforms` take a repeated delivery without showing it twice."""
+
+    def __init__(
+        self,
+        store: Store,
+        *,
+        wake: Callable[[ConversationId, str], None],
+        redeliver: Callable[[Sequence[Delivery]], Awaitable[None]],
+        idempotent_platforms: Sequence[str],
+    ) -> None:
+        self._store = store
+        self._wake = wake
+        self._redeliver = redeliver
+        self._idempotent_platforms = idempotent_platforms
+
+    async def run(self, *, alone: bool) -> None:
+        """Sweep for ever. `alone`: no other process can use this database, so that at the start every running turn is
+        one of a dead process and its lease need not run out first."""
+        while True:
+            try:
+                await self.once(all_owners=alone)
+                alone = False
+            except StorageError as error:
+                log.warning("sweep.failed", reason=str(error))
+            await asyncio.sleep(SWEEP_SECONDS)
+
+    async def once(self, *, all_owners: bool = False) -> None:
+        """One sweep. Raises StorageError."""
+        freed = await turns.recover(self._store.database, all_owners=all_owners)
+        if freed:
+            RECOVERED.labels("turn").inc(len(freed))
+            log.info("sweep.freed_turns", count=len(freed))
+        for conversation, platform in await turns.find_pending(self._store.database):
+            self._wake(conversation, platform)
+        deliveries = await outbox.due_deliveries(self._store.database, self._idempotent_platforms)
+        if deliveries:
+            RECOVERED.labels("delivery").inc(len(deliveries))
+            await self._redeliver(deliveries)

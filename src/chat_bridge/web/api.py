@@ -1,0 +1,149 @@
+"""The REST API for operators and their programs: sessions and their messages."""
+
+from datetime import datetime
+from typing import Annotated, Any, Literal
+from uuid import UUID
+
+from fastapi import APIRouter, Depends, Path, Query
+from pydantic import AwareDatetime, BaseModel
+
+from chat_bridge.model import BusyPolicy, ConversationId, Seq, Session, SessionId
+from chat_bridge.storage import messages, sessions
+from chat_bridge.web.auth import Used, api_client
+from chat_bridge.web.chat import MAX_SEQ, Message, Messages
+from chat_bridge.web.problems import Problem, problem_responses
+
+router = APIRouter(
+    prefix="/sessions",
+    tags=["sessions"],
+    dependencies=[Depends(api_client)],
+    responses=problem_responses(401, 422, 503),
+)
+SessionPath = Annotated[UUID, Path(description="The session's id.")]
+
+
+class SessionView(BaseModel):
+    """One stretch of a conversation."""
+
+    id: UUID
+    conversation_id: UUID
+    platform: str
+    account: str
+    conversation: str
+    thread: str
+    user_id: str | None
+    status: Literal["active", "closed", "archived"]
+    mode: Literal["agent", "human"]
+    created_at: datetime
+    last_activity: datetime
+    parent_session_id: UUID | None
+    message_count: int
+    pending_since: datetime | None
+    metadata: dict[str, Any]
+
+    @classmethod
+    def of(cls, session: Session) -> "SessionView":
+        return cls(
+            id=session.id,
+            conversation_id=session.conversation_id,
+            platform=session.address.platform,
+            account=session.address.account,
+            conversation=session.address.conversation,
+            thread=session.address.thread,
+            user_id=session.user_id,
+            status=session.status,
+            mode=session.mode,
+            created_at=session.created_at,
+            last_activity=session.last_activity,
+            parent_session_id=session.parent_session_id,
+            message_count=session.message_count,
+            pending_since=session.pending_since,
+            metadata=dict(session.metadata),
+        )
+
+
+class SessionPage(BaseModel):
+    """Sessions, newest first. `next` is the `before` of the next page; null on the last one."""
+
+    sessions: list[SessionView]
+    next: UUID | None
+
+
+class SessionChange(BaseModel):
+    """What may be changed about a session."""
+
+    busy_policy: BusyPolicy | None
+
+
+@router.get("", summary="List sessions")
+async def list_sessions(
+    used: Used,
+    platform: Annotated[str | None, Query(max_length=100)] = None,
+    conversation: Annotated[str | None, Query(max_length=200, description="The platform's id of it.")] = None,
+    conversation_id: Annotated[UUID | None, Query()] = None,
+    user: Annotated[str | None, Query(max_length=200, description="The platform's id of who began it.")] = None,
+    status: Annotated[Literal["active", "closed", "archived"] | None, Query()] = None,
+    active_since: Annotated[AwareDatetime | None, Query(description="With a message since then (RFC 3339).")] = None,
+    before: Annotated[UUID | None, Query(description="`next` of the page before.")] = None,
+    limit: Annotated[int, Query(ge=1, le=200)] = 50,
+) -> SessionPage:
+    """A page of sessions, newest first."""
+    wanted = sessions.SessionFilter(
+        before=SessionId(before) if before else None,
+        platform=platform,
+        conversation=conversation,
+        conversation_id=ConversationId(conversation_id) if conversation_id else None,
+        user_id=user,
+        status=status,
+        active_since=active_since,
+    )
+    found = await sessions.list_sessions(used.store.database, wanted, limit + 1)
+    kept = found[:limit]
+    return SessionPage(
+        sessions=[SessionView.of(session) for session in kept], next=kept[-1].id if len(found) > limit else None
+    )
+
+
+@router.get("/{session_id}", responses=problem_responses(404), summary="Read a session")
+async def get_session(session_id: SessionPath, used: Used) -> SessionView:
+    """One session."""
+    return SessionView.of(await _session(used, session_id))
+
+
+@router.get("/{session_id}/messages", responses=problem_responses(404), summary="Read a session's messages")
+async def get_messages(
+    session_id: SessionPath,
+    used: Used,
+    before: Annotated[int | None, Query(ge=0, le=MAX_SEQ, description="The newest of those before this seq.")] = None,
+    limit: Annotated[int, Query(ge=1, le=200)] = 50,
+) -> Messages:
+    """Messages of a session, oldest first."""
+    session = await _session(used, session_id)
+    found = await messages.session_history(
+        used.store.database, session.conversation_id, session.id, None if before is None else Seq(before), limit + 1
+    )
+    return Messages(messages=[Message.of(message) for message in found[-limit:]], has_more=len(found) > limit)
+
+
+@router.patch("/{session_id}", responses=problem_responses(404), summary="Change a session")
+async def change_session(session_id: SessionPath, change: SessionChange, used: Used) -> SessionView:
+    """Give a session a busy policy of its own; null gives it the platform's again."""
+    await sessions.set_busy_policy(used.store.database, SessionId(session_id), change.busy_policy)
+    return SessionView.of(await _session(used, session_id))
+
+
+@router.post("/{session_id}/close", responses=problem_responses(404, 409), summary="Close a session")
+async def close_session(session_id: SessionPath, used: Used) -> SessionView:
+    """Close a session: what waits in it is still answered, and the next message opens another."""
+    closed = await sessions.close_session(used.store.database, SessionId(session_id))
+    session = await _session(used, session_id)
+    if not closed:
+        raise Problem(409, f"The session is {session.status} already.")
+    return SessionView.of(session)
+
+
+async def _session(used: Used, session_id: UUID) -> Session:
+    session = await sessions.get_session(used.store.database, SessionId(session_id))
+    if session is None:
+        raise Problem(404, "There is no session with this id.")
+    return session

@@ -1,0 +1,156 @@
+"""The ASGI application: routes, the body limit, security headers, health and metrics."""
+
+from importlib.metadata import version
+from pathlib import Path
+
+import fastapi_offline
+from fastapi import FastAPI
+from fastapi.openapi.docs import get_swagger_ui_html
+from fastapi.responses import FileResponse, HTMLResponse, JSONResponse, RedirectResponse, Response
+from fastapi.staticfiles import StaticFiles
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from chat_bridge.errors import StorageError
+from chat_bridge.telemetry import ACTIVE_SESSIONS
+from chat_bridge.web import api, chat
+from chat_bridge.web.auth import Used
+from chat_bridge.web.pages import STATIC
+from chat_bridge.web.problems import Problem, handle_problems, problem_response
+from chat_bridge.web.services import Services
+
+# Swagger UI starts itself with an inline script; the page shows nothing of any user.
+DOCS_POLICY = (
+    "default-src 'self'; script-src 'self' 'unsafe-inline'; style-src 'self' 'unsafe-inline'; img-src 'self' data:"
+)
+
+
+def create_app(services: Services) -> FastAPI:
+    """The application over running services."""
+    app = FastAPI(
+        title="agoric-chat-bridge",
+        version=version("agoric-chat-bridge"),
+        summary="Any chat platform in front of any agent; every message kept.",
+        docs_url=None,
+        redoc_url=None,
+    )
+    app.state.services = services
+    handle_problems(app)
+    app.include_router(api.router, prefix="/api/v1")
+    if services.settings.webchat_enabled:
+        app.include_router(chat.router, prefix="/api/v1")
+        app.include_router(chat.pages)
+    _add_pages(app)
+    _add_health(app)
+    app.add_middleware(BodyLimit, max_bytes=services.settings.max_body_bytes)
+    app.add_middleware(SecurityHeaders)
+    return app
+
+
+def _add_pages(app: FastAPI) -> None:
+    app.mount("/static", StaticFiles(directory=STATIC))
+    app.mount("/docs-static", StaticFiles(directory=Path(fastapi_offline.__file__).parent / "static"))
+
+    @app.get("/", include_in_schema=False)
+    async def start_page(used: Used) -> RedirectResponse:
+        return RedirectResponse("/chat" if used.settings.webchat_enabled else "/docs")
+
+    @app.get("/embed.js", include_in_schema=False)
+    async def launcher() -> FileResponse:
+        # Other sites load it: that is its purpose.
+        headers = {"Cross-Origin-Resource-Policy": "cross-origin", "Cache-Control": "public, max-age=300"}
+        return FileResponse(STATIC / "embed.js", media_type="text/javascript", headers=headers)
+
+    @app.get("/docs", include_in_schema=False)
+    async def api_docs() -> HTMLResponse:
+        page = get_swagger_ui_html(
+            openapi_url="/openapi.json",
+            title="agoric-chat-bridge API",
+            swagger_js_url="/docs-static/swagger-ui-bundle.js",
+            swagger_css_url="/docs-static/swagger-ui.css",
+            swagger_favicon_url="/static/favicon.svg",
+        )
+        page.headers["Content-Security-Policy"] = DOCS_POLICY
+        return page
+
+
+def _add_health(app: FastAPI) -> None:
+    @app.get("/health", tags=["operation"], summary="Alive?")
+    @app.get("/healthz", include_in_schema=False)
+    async def health() -> dict[str, str]:
+        """The process runs. Says nothing of what it depends on: see /readyz."""
+        return {"status": "ok"}
+
+    @app.get("/readyz", tags=["operation"], summary="Ready?", responses={503: {"description": "Not ready"}})
+    async def ready(used: Used) -> JSONResponse:
+        """Whether messages can be taken: 503 says what is wrong. Without Redis it is degraded, not dead."""
+        checks = {"database": "ok", "migrations": "ok", "redis": "ok" if await used.hot.ping() else "unreachable"}
+        try:
+            await used.store.database.ping()
+            checks["migrations"] = await used.schema_problem() or "ok"
+        except StorageError as error:
+            checks["database"] = str(error)
+            checks["migrations"] = "unknown"
+        fine = checks["database"] == "ok" and checks["migrations"] == "ok"
+        status = "degraded" if fine and checks["redis"] != "ok" else "ok" if fine else "unavailable"
+        return JSONResponse({"status": status, "checks": checks}, 200 if fine else 503)
+
+    @app.get("/metrics", include_in_schema=False)
+    async def metrics(used: Used) -> Response:
+        ACTIVE_SESSIONS.set(await used.hot.active_conversations())
+        return Response(generate_latest(), media_type=CONTENT_TYPE_LATEST)
+
+
+class BodyLimit:
+    """Refuses request bodies longer than `max_bytes` with 413, whether or not they say their length."""
+
+    def __init__(self, app: ASGIApp, max_bytes: int) -> None:
+        self._app = app
+        self._max_bytes = max_bytes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        refusal = Problem(413, f"The body is too long: at most {self._max_bytes} bytes are taken.")
+        length = dict(scope["headers"]).get(b"content-length", b"0")
+        if length.isdigit() and int(length) > self._max_bytes:
+            await problem_response(refusal.status_code, refusal.detail)(scope, receive, send)
+            return
+        taken = 0
+
+        async def counted() -> Message:
+            nonlocal taken
+            message = await receive()
+            taken += len(message.get("body", b""))
+            if taken > self._max_bytes:
+                raise refusal
+            return message
+
+        await self._app(scope, counted, send)
+
+
+class SecurityHeaders:
+    """Adds what every response should carry; a response's own headers win."""
+
+    HEADERS = (
+        (b"x-content-type-options", b"nosniff"),
+        (b"referrer-policy", b"no-referrer"),
+        (b"cross-origin-resource-policy", b"same-origin"),
+        (b"permissions-policy", b"camera=(), geolocation=(), microphone=()"),
+    )
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def with_headers(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                present = {name for name, _ in message["headers"]}
+                message["headers"] = [
+                    *message["headers"],
+                    *(header for header in self.HEADERS if header[0] not in present),
+                ]
+            await send(message)
+
+        await self._app(scope, receive, with_headers)

@@ -1,0 +1,301 @@
+"""Web chat: the page, and the protocol of docs/web-chat.md that it and other clients speak."""
+
+import json
+import time
+from collections.abc import AsyncGenerator
+from datetime import datetime
+from typing import Annotated, Any, Literal
+from uuid import UUID, uuid4
+
+from fastapi import APIRouter, Depends, Header, Path, Query, Request, Response
+from fastapi.responses import HTMLResponse
+from pydantic import BaseModel, Field, StringConstraints
+from sse_starlette import EventSourceResponse, ServerSentEvent
+
+from chat_bridge.model import InboundEvent, ReceiveStatus, Seq, StoredMessage, User
+from chat_bridge.platforms import webchat
+from chat_bridge.storage import messages
+from chat_bridge.storage.redis import SlowReader
+from chat_bridge.telemetry import STREAMS
+from chat_bridge.web.auth import ApiClient, Used, Visitor, caller_address, chat_caller, visitor_token
+from chat_bridge.web.page_texts import PAGE_TEXTS
+from chat_bridge.web.pages import page
+from chat_bridge.web.problems import Problem, problem_responses
+
+MAX_SEQ = 2**63 - 1
+HEARTBEAT_SECONDS = 15
+SEND_SECONDS = 30  # a reader that takes nothing for this long is cut off
+
+EVENT_STREAM: dict[int | str, dict[str, Any]] = {
+    200: {"content": {"text/event-stream": {}}, "description": "Events: message, delta, typing, error"}
+}
+
+router = APIRouter(tags=["chat"])
+pages = APIRouter(include_in_schema=False)
+
+ConversationPath = Annotated[
+    str, Path(min_length=1, max_length=200, pattern=r"^[A-Za-z0-9._:@-]+$", description="The client's own id of it.")
+]
+Caller = Annotated[Visitor | ApiClient, Depends(chat_caller)]
+ShortText = Annotated[str, StringConstraints(min_length=1, max_length=200, strip_whitespace=True)]
+
+
+class Conversation(BaseModel):
+    """A new conversation and the key to it."""
+
+    conversation: str
+    token: str
+
+
+class Sender(BaseModel):
+    """Who wrote a message."""
+
+    id: str
+    name: str | None = None
+
+
+class ChatUser(BaseModel):
+    """Who writes. Believed as it is from holders of the API key; of a visitor only the name counts."""
+
+    id: ShortText | None = None
+    name: ShortText | None = None
+
+
+class NewMessage(BaseModel):
+    """A message to send. The same `client_msg_id` again stores nothing."""
+
+    client_msg_id: ShortText
+    text: Annotated[str, Field(max_length=1_000_000)]
+    user: ChatUser | None = None
+
+
+class Accepted(BaseModel):
+    """The message is stored."""
+
+    id: UUID
+    conversation_id: UUID
+    seq: int
+    duplicate: bool
+
+
+class Message(BaseModel):
+    """One message of a conversation."""
+
+    id: UUID
+    seq: int
+    direction: Literal["inbound", "outbound"]
+    text: str
+    created_at: datetime
+    client_msg_id: str | None = None
+    sender: Sender | None = None
+    notice: str | None = Field(None, description="Set on texts of the bridge itself: which one it is.")
+    status: Literal["pending", "answered", "failed", "cancelled", "skipped", "sent"]
+    reason: str | None = Field(None, description="Why a message was skipped, failed or cancelled.")
+    attachments: list[dict[str, Any]] = []
+
+    @classmethod
+    def of(cls, stored: StoredMessage) -> "Message":
+        return cls(
+            id=stored.id,
+            seq=stored.seq,
+            direction=stored.direction,
+            text=stored.metadata.get("raw_text", stored.text),
+            created_at=stored.created_at,
+            client_msg_id=stored.event_key,
+            sender=Sender(id=stored.sender_id, name=stored.metadata.get("user_name")) if stored.sender_id else None,
+            notice=stored.metadata.get("notice"),
+            status="sent" if stored.status == "stored" else stored.status,  # pyright: ignore[reportArgumentType]
+            reason=stored.metadata.get("reason"),
+        )
+
+
+class Messages(BaseModel):
+    """A page of messages, oldest first."""
+
+    messages: list[Message]
+    has_more: bool
+
+
+@router.post(
+    "/chat/conversations",
+    status_code=201,
+    responses=problem_responses(413, 422, 429, 503),
+    summary="Begin a conversation as a visitor",
+)
+async def begin(request: Request, used: Used) -> Conversation:
+    """Give a new conversation, and a signed, expiring token that is good for it alone."""
+    await _limit(used, f"address:{caller_address(request)}", used.settings.webchat_rate_address)
+    conversation = uuid4().hex
+    return Conversation(
+        conversation=conversation,
+        token=visitor_token(used.secret, conversation, used.settings.webchat_token_seconds),
+    )
+
+
+@router.post(
+    "/chat/{conversation}/messages",
+    status_code=202,
+    responses={200: {"model": Accepted, "description": "Stored before"}}
+    | problem_responses(401, 403, 409, 413, 422, 429, 503),
+    summary="Send a message",
+)
+async def send(
+    conversation: ConversationPath,
+    message: NewMessage,
+    caller: Caller,
+    used: Used,
+    request: Request,
+    response: Response,
+) -> Accepted:
+    """Store a message; when this answers, it is kept and will be answered once, in order."""
+    if isinstance(caller, Visitor):
+        await _limit(used, f"address:{caller_address(request)}", used.settings.webchat_rate_address)
+    await _limit(used, f"conversation:{conversation}", used.settings.webchat_rate_conversation)
+    if not message.text.strip():
+        raise Problem(422, "text: is empty")
+    if len(message.text) > used.settings.webchat_max_text:
+        limit = used.settings.webchat_max_text
+        raise Problem(422, f"text: has {len(message.text)} characters, at most {limit} are taken")
+    receipt = await used.receiver.receive(_event(conversation, message, caller))
+    if receipt.status is ReceiveStatus.CONFLICT:
+        raise Problem(409, "This client_msg_id was used before with another text: give every message its own.")
+    duplicate = receipt.status is ReceiveStatus.DUPLICATE
+    if duplicate:
+        response.status_code = 200
+    return Accepted(
+        id=receipt.message_id, conversation_id=receipt.conversation_id, seq=receipt.seq, duplicate=duplicate
+    )
+
+
+def _event(conversation: str, message: NewMessage, caller: Visitor | ApiClient) -> InboundEvent:
+    given = message.user or ChatUser()
+    metadata: dict[str, Any] = {"user_name": given.name} if given.name else {}
+    user_id = given.id if isinstance(caller, ApiClient) and given.id else conversation
+    return InboundEvent(
+        address=webchat.address(conversation),
+        event_key=message.client_msg_id,
+        user=User(user_id, given.name),
+        text=message.text,
+        metadata=metadata,
+    )
+
+
+@router.get(
+    "/chat/{conversation}/messages",
+    responses=problem_responses(401, 403, 422, 503),
+    summary="Read messages",
+)
+async def read(
+    conversation: ConversationPath,
+    _caller: Caller,
+    used: Used,
+    after: Annotated[int | None, Query(ge=0, le=MAX_SEQ, description="Those that follow this seq.")] = None,
+    before: Annotated[int | None, Query(ge=0, le=MAX_SEQ, description="The newest of those before this seq.")] = None,
+    limit: Annotated[int, Query(ge=1, le=200)] = 50,
+) -> Messages:
+    """Messages of a conversation, oldest first: after a seq, before a seq, or (with neither) the newest."""
+    if after is not None and before is not None:
+        raise Problem(422, "after, before: give one of them")
+    where, database = webchat.address(conversation).id, used.store.database
+    if after is not None:
+        found = await messages.history_after(database, where, Seq(after), limit + 1)
+        kept = found[:limit]
+    else:
+        found = await messages.history(database, where, before=None if before is None else Seq(before), limit=limit + 1)
+        kept = found[-limit:]
+    return Messages(messages=[Message.of(message) for message in kept], has_more=len(found) > limit)
+
+
+@router.get(
+    "/chat/{conversation}/events",
+    responses=EVENT_STREAM | problem_responses(401, 403, 422, 503),
+    response_class=EventSourceResponse,
+    summary="Hear what happens",
+)
+async def events(
+    conversation: ConversationPath,
+    caller: Caller,
+    used: Used,
+    last_event_id: Annotated[str | None, Header(description="The last seq seen: what followed comes first.")] = None,
+) -> EventSourceResponse:
+    """Server-sent events. `message` carries its seq as `id`, so that a reconnect resumes without loss or doubles."""
+    after: int | None = None
+    if last_event_id is not None:
+        if not (last_event_id.isascii() and last_event_id.isdigit() and int(last_event_id[:20]) <= MAX_SEQ):
+            raise Problem(422, "Last-Event-ID: must be a seq")
+        after = int(last_event_id)
+    return EventSourceResponse(
+        _events(used, conversation, caller, after), ping=HEARTBEAT_SECONDS, send_timeout=SEND_SECONDS
+    )
+
+
+async def _events(
+    used: Used, conversation: str, caller: Visitor | ApiClient, after: int | None
+) -> AsyncGenerator[ServerSentEvent]:
+    where, database = webchat.address(conversation).id, used.store.database
+    with STREAMS.track_inprogress():
+        async with used.hot.watch(where) as hints:
+            # Listening began before reading, so that nothing falls between.
+            if after is None:
+                newest = await messages.history(database, where, limit=1)
+                after = newest[-1].seq if newest else 0
+            cursor = after
+            async for event in _stored(used, conversation, cursor):
+                cursor, sent = event
+                yield sent
+            partial = await used.hot.partial(where)
+            if partial is not None:
+                yield _sse("delta", {**partial, "offset": 0})
+            try:
+                async for hint in hints:
+                    kind = None if hint is None else hint["type"]
+                    if kind in (None, "message", "resync"):
+                        async for event in _stored(used, conversation, cursor):
+                            cursor, sent = event
+                            yield sent
+                    elif hint is not None:
+                        yield _sse(hint["type"], {name: value for name, value in hint.items() if name != "type"})
+                    if isinstance(caller, Visitor) and time.time() > caller.expires_at:
+                        yield _sse("error", _closing("expired", "The token has expired."))
+                        return
+            except SlowReader:
+                yield _sse("error", _closing("slow_reader", "Too far behind: connect again."))
+
+
+async def _stored(used: Used, conversation: str, cursor: int) -> AsyncGenerator[tuple[int, ServerSentEvent]]:
+    where = webchat.address(conversation).id
+    while True:
+        found = await messages.history_after(used.store.database, where, Seq(cursor), 100)
+        for message in found:
+            cursor = message.seq
+            yield cursor, ServerSentEvent(Message.of(message).model_dump_json(), event="message", id=str(cursor))
+        if len(found) < 100:
+            return
+
+
+def _sse(event: str, data: dict[str, Any]) -> ServerSentEvent:
+    return ServerSentEvent(json.dumps(data, ensure_ascii=False), event=event)
+
+
+def _closing(code: str, text: str) -> dict[str, Any]:
+    return {"turn_id": None, "code": code, "text": text}
+
+
+async def _limit(used: Used, name: str, limit: int) -> None:
+    if (wait := await used.hot.allow(name, limit)) > 0:
+        raise Problem(429, f"Too many requests: try again in {wait} s.", {"Retry-After": str(wait)})
+
+
+@pages.get("/chat", response_class=HTMLResponse)
+async def chat_page(used: Used, embed: bool = False) -> HTMLResponse:
+    """The chat page; `?embed=1` is what the launcher shows on other sites."""
+    language = used.settings.language
+    return page(
+        "chat.html",
+        frame_ancestors=("'self'", *used.settings.webchat_origins) if embed else ("'none'",),
+        title=PAGE_TEXTS[language]["title"],
+        language=language,
+        texts=PAGE_TEXTS[language],
+        embedded=embed,
+        max_text=used.settings.webchat_max_text,
+    )
