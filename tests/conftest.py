@@ -18,6 +18,7 @@ import pytest
 import redis.asyncio
 
 from chat_bridge.storage.migrate import migrate
+from tests.bridge import BridgeProcess, running_bridge
 from tests.needs import unavailable
 from tests.servers import Servers
 
@@ -120,3 +121,10 @@ def _dsn(socket: str, name: str) -> str:
 
 def _server(name: str) -> str:
     return os.environ.get(name) or unavailable(os.environ.get(f"{name}_MISSING", f"there is no {name}"))
+
+
+@pytest.fixture
+async def bridge(database: str) -> AsyncGenerator[BridgeProcess]:
+    """A running bridge with the echo agent, on PostgreSQL 18 and the Redis inside the process."""
+    async with running_bridge(database) as process:
+        yield process

@@ -10,4 +10,4 @@ def unavailable(reason: str) -> NoReturn:
     """Skip the test; in CI, where everything must be there, fail it."""
     if os.environ.get("CI") == "true":
         pytest.fail(reason)
-    pytest.skip(reason)
+    pytest.skip(f"skipped, because {reason}")

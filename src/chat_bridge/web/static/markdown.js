@@ -9,6 +9,7 @@ export function renderMarkdown(text, copyLabel) {
   const lines = text.replace(/\r\n?/g, "\n").split("\n");
   const fragment = document.createDocumentFragment();
   appendBlocks(fragment, lines.map(expandLeadingTabs), { depth: 0, copyLabel });
+  for (const block of fragment.children) block.dir = "auto";
   return fragment;
 }
 
@@ -160,7 +161,6 @@ function listItem(lines, place) {
   const rest = lines.slice(1).map((line) => dedent(line, contentIndent));
   const task = /^\[([ xX])\] +(.*)$/s.exec(text);
   const element = create("li", task ? "task" : "");
-  element.dir = "auto";
   if (task) element.append(checkbox(task[1] !== " ", task[2]));
   appendBlocks(element, [task ? task[2] : text, ...rest], { ...place, depth: place.depth + 1 });
   return element;
@@ -273,7 +273,6 @@ function expandLeadingTabs(line) {
 // Inline text.
 
 function withInline(element, text) {
-  element.dir = "auto";
   return fill(element, new InlineReader(text, { links: true }).read());
 }
 
