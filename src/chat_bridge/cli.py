@@ -186,7 +186,7 @@ def _announce(settings: Settings, service: Service, port: int) -> None:
 
 
 async def _migrate(settings: Settings, check: bool) -> None:
-    async with database_url(settings) as dsn:
+    async with database_url(settings, beside=True) as dsn:
         state = await schema_state(dsn) if check else await migrate(dsn)
     if check:
         state.require_usable()
@@ -194,7 +194,10 @@ async def _migrate(settings: Settings, check: bool) -> None:
 
 
 async def _explain(settings: Settings, message: MessageId) -> None:
-    async with database_url(settings) as dsn, Database.open(dsn, pgbouncer=settings.database_pgbouncer) as database:
+    async with (
+        database_url(settings, beside=True) as dsn,
+        Database.open(dsn, pgbouncer=settings.database_pgbouncer) as database,
+    ):
         story = await tell_story(database, message)
     if story is None:
         raise ChatBridgeError(f"there is no message {message}")

@@ -21,7 +21,7 @@ from chat_bridge.errors import SchemaError
 from chat_bridge.platforms.contract import Platform
 from chat_bridge.platforms.webchat import WebChat
 from chat_bridge.settings import Settings
-from chat_bridge.storage.embedded import embedded_postgres, stored_secret
+from chat_bridge.storage.embedded import embedded_postgres, server_in_use, stored_secret
 from chat_bridge.storage.migrate import migrate, schema_state
 from chat_bridge.storage.postgres import Database
 from chat_bridge.storage.redis import Hot
@@ -45,10 +45,13 @@ class Service:
 
 
 @asynccontextmanager
-async def database_url(settings: Settings) -> AsyncGenerator[str]:
-    """The DSN in force; with none set, of the embedded PostgreSQL, which runs meanwhile."""
+async def database_url(settings: Settings, *, beside: bool = False) -> AsyncGenerator[str]:
+    """The DSN in force; with none set, of the embedded PostgreSQL, which runs meanwhile. `beside`: the one of a bridge
+    that is running already will do, for a command that looks or changes something while it runs."""
     if settings.database_url is not None:
         yield settings.database_url.get_secret_value()
+    elif beside and (dsn := server_in_use(settings.data_dir)) is not None:
+        yield dsn
     else:
         async with embedded_postgres(settings.data_dir) as dsn:
             yield dsn

@@ -1,15 +1,17 @@
 """Every setting, read once from the environment (and a `.env` file) into one frozen object.
 
 Environment variables win over `.env`. Every secret can also be given as NAME_FILE, the path of a file that holds it,
-as Docker and Kubernetes mount them.
+as Docker and Kubernetes mount them. No value of a secret is ever shown, in no error either.
 """
 
+import ipaddress
 import json
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import urlsplit
 
 import platformdirs
 from dotenv import dotenv_values
@@ -23,6 +25,7 @@ from pydantic import (
     SecretStr,
     ValidationError,
 )
+from pydantic_core import PydanticUndefined
 
 from chat_bridge.errors import SettingsError
 from chat_bridge.model import BusyPolicy
@@ -33,7 +36,7 @@ APP = "agoric-chat-bridge"
 def _url_with(*schemes: str) -> AfterValidator:
     def check(value: SecretStr | str) -> SecretStr | str:
         text = value.get_secret_value() if isinstance(value, SecretStr) else value
-        if urlsplit(text).scheme not in schemes:
+        if text.partition("://")[0] not in schemes:  # not parsed: urlsplit's own errors show the password
             raise ValueError(f"must begin with {' or '.join(f'{scheme}://' for scheme in schemes)}")
         return value
 
@@ -67,17 +70,55 @@ def _origin(value: str) -> str:
     return value
 
 
+def _without_credentials(value: str) -> str:
+    if "@" in value:
+        raise ValueError("must not hold a user name or a password")
+    return value
+
+
+def _network(value: str) -> str:
+    try:
+        if value != "*":
+            ipaddress.ip_network(value, strict=False)
+    except ValueError:
+        raise ValueError("each must be an address or a network, or * for all") from None
+    return value
+
+
+def _headers(value: Mapping[str, SecretStr]) -> Mapping[str, SecretStr]:
+    for name, secret in value.items():
+        if not re.fullmatch(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+", name):
+            raise ValueError("has a name that no HTTP header may have")
+        if not re.fullmatch(r"[\t\x20-\x7e\x80-\xff]*", secret.get_secret_value()):
+            raise ValueError("has a value that no HTTP header may have")
+    return value
+
+
+def _home_folder(value: Path) -> Path:
+    try:
+        return value.expanduser()
+    except RuntimeError:
+        raise ValueError("there is no home folder: name another folder") from None
+
+
+def _user_data_folder() -> Path:
+    return Path(platformdirs.user_data_dir(APP, appauthor=False))
+
+
 def _setting(default: Any, env: str, about: str, example: str, also: str | None = None, **limits: Any) -> Any:
     alias = AliasChoices(env, also) if also else AliasChoices(env)
     return Field(default, validation_alias=alias, description=about, examples=[example], **limits)
 
 
 class Settings(BaseModel):
-    """What is in force. Build it with `load_settings`, which turns mistakes into one readable message."""
+    """What is in force. Build it with `load_settings`, which turns mistakes into one readable message.
+
+    The comments name the groups in which `docs/settings.md` and `.env.example` list the settings.
+    """
 
     model_config = ConfigDict(frozen=True, extra="ignore", hide_input_in_errors=True)
 
-    # storage
+    # Storage
     database_url: Annotated[SecretStr, _url_with("postgres", "postgresql")] | None = _setting(
         None,
         "DATABASE_URL",
@@ -100,35 +141,42 @@ class Settings(BaseModel):
     session_ttl_seconds: int = _setting(
         3600, "SESSION_TTL_SECONDS", "How long a session stays hot in Redis after its last message.", "1800", ge=1
     )
-    data_dir: Path = _setting(
-        Path(platformdirs.user_data_dir(APP, appauthor=False)),
+    data_dir: Annotated[Path, AfterValidator(_home_folder)] = _setting(
+        PydanticUndefined,
         "CHAT_BRIDGE_DATA_DIR",
-        "Folder of the embedded PostgreSQL and of keys made at the first start.",
+        "Folder of the embedded PostgreSQL and of keys made at the first start. Not set: the system's folder for "
+        "data of yours, on Linux ~/.local/share/agoric-chat-bridge.",
         "/var/lib/chat-bridge",
+        default_factory=_user_data_folder,
+        validate_default=True,
     )
 
-    # service
+    # Service
     host: str = _setting("127.0.0.1", "CHAT_BRIDGE_HOST", "Address to listen on. 0.0.0.0: all of them.", "0.0.0.0")  # noqa: S104
     port: int = _setting(3000, "PORT", "Port to listen on. 0: any free one.", "8080", ge=0, le=65535)
     api_key: SecretStr | None = _setting(
         None,
         "CHAT_BRIDGE_API_KEY",
-        "Key of the REST API, as `Authorization: Bearer KEY`. Not set: the API is closed, but on the embedded default one is made.",
+        "Key of the REST API, as `Authorization: Bearer KEY`. Not set: the API is closed, but on the embedded default "
+        "one is made.",
         "a long random text",
         min_length=16,
     )
     secret: SecretStr | None = _setting(
         None,
         "CHAT_BRIDGE_SECRET",
-        "Signs visitors' tokens; the same on every replica. Needed with DATABASE_URL while web chat is on; on the embedded default one is made.",
+        "Signs visitors' tokens; the same on every replica. Needed with DATABASE_URL while web chat is on; on the "
+        "embedded default one is made.",
         "a long random text",
         min_length=32,
     )
-    trusted_proxies: Annotated[tuple[str, ...], BeforeValidator(_comma_list)] = _setting(
-        ("127.0.0.1",),
-        "CHAT_BRIDGE_TRUSTED_PROXIES",
-        "Addresses whose X-Forwarded-For is believed, comma separated.",
-        "10.0.0.0/8",
+    trusted_proxies: Annotated[tuple[Annotated[str, AfterValidator(_network)], ...], BeforeValidator(_comma_list)] = (
+        _setting(
+            ("127.0.0.1",),
+            "CHAT_BRIDGE_TRUSTED_PROXIES",
+            "Addresses and networks whose X-Forwarded-For is believed, comma separated.",
+            "10.0.0.0/8",
+        )
     )
     max_body_bytes: int = _setting(
         1_048_576, "CHAT_BRIDGE_MAX_BODY_BYTES", "Longest request body taken, in bytes.", "65536", ge=1024
@@ -146,7 +194,7 @@ class Settings(BaseModel):
         False, "CHAT_BRIDGE_LOG_MESSAGE_TEXT", "Write the text of messages into the log.", "true"
     )
 
-    # conversations
+    # Conversations
     busy_policy: BusyPolicy = _setting(
         BusyPolicy.COLLECT, "BUSY_POLICY", "What a message does that arrives while a turn runs.", "followup"
     )
@@ -180,9 +228,9 @@ class Settings(BaseModel):
         {}, "CHAT_BRIDGE_TEXTS", "The bridge's own texts in your words, as JSON by name.", '{"error": "Sorry!"}'
     )
 
-    # agents
+    # Agents
     repeat_mode: bool = _setting(False, "REPEAT_MODE", "Answer with the echo agent, whatever else is set.", "true")
-    mastra_endpoint: Annotated[str, _url_with("http", "https")] = _setting(
+    mastra_endpoint: Annotated[str, _url_with("http", "https"), AfterValidator(_without_credentials)] = _setting(
         "http://localhost:4111/api",
         "MASTRA_ENDPOINT",
         "The Mastra server's API, ending in /api.",
@@ -194,18 +242,19 @@ class Settings(BaseModel):
     mastra_api_key: SecretStr | None = _setting(
         None, "MASTRA_API_KEY", "Sent to Mastra as `Authorization: Bearer KEY`.", "sk-..."
     )
-    mastra_headers: Annotated[Mapping[str, SecretStr], BeforeValidator(_json_object)] = _setting(
-        {}, "MASTRA_HEADERS", "More headers for Mastra, as a JSON object.", '{"X-Team": "support"}'
+    mastra_headers: Annotated[Mapping[str, SecretStr], BeforeValidator(_json_object), AfterValidator(_headers)] = (
+        _setting({}, "MASTRA_HEADERS", "More headers for Mastra, as a JSON object.", '{"X-Team": "support"}')
     )
     mastra_timeout: int = _setting(
         30_000,
         "MASTRA_TIMEOUT",
-        "Milliseconds to wait for Mastra to begin its response; silence inside one may last four times that, and two minutes at least.",
+        "Milliseconds to wait for Mastra to begin its response; silence inside one may last four times that, and two "
+        "minutes at least.",
         "60000",
         ge=100,
     )
 
-    # web chat
+    # Web chat
     webchat_enabled: bool = _setting(True, "WEBCHAT_ENABLED", "The chat page at /chat and its protocol.", "false")
     webchat_origins: Annotated[tuple[Annotated[str, AfterValidator(_origin)], ...], BeforeValidator(_comma_list)] = (
         _setting(
@@ -234,25 +283,26 @@ class Settings(BaseModel):
 def load_settings(environ: Mapping[str, str] | None = None, dotenv: Path | None = Path(".env")) -> Settings:
     """Read the settings from the environment and a `.env` file; raise SettingsError with everything that is wrong.
 
-    A variable set to the empty text counts as not set.
+    A variable set to the empty text counts as not set. Spaces around a value do not count.
     """
-    environ = os.environ if environ is None else environ
-    file = dotenv_values(dotenv, interpolate=False) if dotenv is not None and dotenv.is_file() else {}
-    values = {name: text for name, text in {**file, **environ}.items() if text}
     wrong: list[str] = []
-    for names in (setting_names(field) for field in SECRETS):
-        _read_secret_files(names, values, wrong)
+    environ = os.environ if environ is None else environ
+    values = _given_values(environ, _read_dotenv(dotenv, wrong) if dotenv is not None else {})
+    for field in Settings.model_fields:
+        _settle_names(field, values, wrong)
     try:
         settings = Settings.model_validate(values)
     except ValidationError as error:
-        wrong += [_explain(dict(detail)) for detail in error.errors(include_url=False, include_input=False)]
-        settings = None
-    if settings is not None and settings.webchat_enabled and not settings.embedded and settings.secret is None:
+        details = error.errors(include_url=False, include_input=False)
+        wrong += dict.fromkeys(_explain(dict(detail)) for detail in details)
+        refused = {detail["loc"][0] for detail in details}
+        settings = Settings.model_validate({name: text for name, text in values.items() if name not in refused})
+    if settings.webchat_enabled and not settings.embedded and not any(name in values for name in _all_names("secret")):
         wrong.append(
             "CHAT_BRIDGE_SECRET: is needed together with DATABASE_URL while web chat is on, "
             "so that visitors' tokens stay good after a restart. Make one: openssl rand -hex 32"
         )
-    if wrong or settings is None:
+    if wrong:
         lines = "\n".join(f"  - {line}" for line in wrong)
         raise SettingsError(f"the settings can't be used; nothing was started:\n{lines}")
     return settings
@@ -267,25 +317,74 @@ def setting_names(field: str) -> tuple[str, ...]:
 
 def shown(settings: Settings) -> dict[str, str]:
     """Every setting as text by its environment name, secrets masked: what `chat-bridge config` prints."""
-    return {setting_names(field)[0]: _mask(getattr(settings, field)) for field in Settings.model_fields}
+    return {setting_names(field)[0]: _show(field, getattr(settings, field)) for field in Settings.model_fields}
 
 
 SECRETS = ("database_url", "redis_url", "api_key", "secret", "mastra_api_key", "mastra_headers")
+SECRET_URLS = ("database_url", "redis_url")
+MASK = "********"
 
 
-def _read_secret_files(names: tuple[str, ...], values: dict[str, str], wrong: list[str]) -> None:
-    for name in names:
-        path = values.get(f"{name}_FILE")
-        if path is None:
-            continue
-        if name in values:
-            wrong.append(f"{name} and {name}_FILE are both set: keep one of them")
-            continue
-        try:
-            values[name] = Path(path).read_text(encoding="utf-8").strip()
-        except (OSError, UnicodeDecodeError) as error:
-            reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
-            wrong.append(f"{name}_FILE: {path} can't be read ({reason})")
+def _read_dotenv(path: Path, wrong: list[str]) -> dict[str, str | None]:
+    try:
+        return dotenv_values(path, interpolate=False) if path.is_file() else {}
+    except (OSError, ValueError) as error:
+        wrong.append(f"{path} {_unreadable(error)}")
+        return {}
+
+
+def _given_values(environ: Mapping[str, str], dotenv: Mapping[str, str | None]) -> dict[str, str]:
+    """Per setting, what the environment says under any of its names; only without that, what the `.env` file says."""
+    values: dict[str, str] = {}
+    for field in Settings.model_fields:
+        for source in (environ, dotenv):
+            given = {name: text for name in _all_names(field) if (text := (source.get(name) or "").strip())}
+            if given:
+                values |= given
+                break
+    return values
+
+
+def _all_names(field: str) -> list[str]:
+    names = setting_names(field)
+    return [*names, *(f"{name}_FILE" for name in names if field in SECRETS)]
+
+
+def _settle_names(field: str, values: dict[str, str], wrong: list[str]) -> None:
+    """Put what a NAME_FILE holds under the name; refuse two names that say different things."""
+    given = [name for name in _all_names(field) if name in values]
+    if len({values[name] for name in given}) > 1:
+        wrong.append(f"{' and '.join(given)} are both set: keep one of them")
+        return
+    for name in given:
+        if field in SECRETS and name.endswith("_FILE"):
+            try:
+                text = Path(values[name]).read_text(encoding="utf-8").strip()
+            except (OSError, ValueError) as error:  # the path is not shown: it may be the secret, given by mistake
+                wrong.append(f"{name}: the file it names {_unreadable(error)}")
+            else:
+                if text:
+                    values[name.removesuffix("_FILE")] = text
+                else:
+                    wrong.append(f"{name}: the file it names is empty")
+
+
+def _unreadable(error: OSError | ValueError) -> str:
+    return f"can't be read ({error.strerror if isinstance(error, OSError) else 'it is not UTF-8 text'})"
+
+
+# What pydantic's error types mean in a setting.
+REASONS = {
+    "bool_parsing": "must be true or false",
+    "enum": "must be {expected}",
+    "float_parsing": "must be a number",
+    "greater_than_equal": "must be {ge:.10g} or more",
+    "int_parsing": "must be a whole number",
+    "less_than_equal": "must be {le:.10g} or less",
+    "literal_error": "must be {expected}",
+    "string_type": "must hold texts only",  # inside a JSON object
+    "too_short": "must have {min_length} characters or more",
+}
 
 
 def _explain(detail: dict[str, Any]) -> str:
@@ -293,27 +392,39 @@ def _explain(detail: dict[str, Any]) -> str:
     field = next(field for field in Settings.model_fields if name in setting_names(field))
     examples = Settings.model_fields[field].examples or []
     reason = str(detail["msg"]).removeprefix("Value error, ")
+    if detail["type"] in REASONS:
+        reason = REASONS[detail["type"]].format_map(detail.get("ctx", {}))
     return f"{name}: {reason}. Example: {name}={examples[0]}"
 
 
-def _mask(value: object) -> str:
+def _show(field: str, value: object) -> str:
     if isinstance(value, SecretStr):
-        text = value.get_secret_value()
-        return _mask_url(text) if "://" in text else "********"
+        return _mask_url(value.get_secret_value()) if field in SECRET_URLS else MASK
     if isinstance(value, Mapping):
         pairs: Mapping[str, object] = value  # pyright: ignore[reportUnknownVariableType]
-        return json.dumps({key: _mask(item) for key, item in pairs.items()})
+        return json.dumps({key: _show(field, item) for key, item in pairs.items()}, ensure_ascii=False)
     if isinstance(value, tuple):
         items: tuple[object, ...] = value  # pyright: ignore[reportUnknownVariableType]
         return ",".join(str(item) for item in items)
     if isinstance(value, bool):
         return "true" if value else "false"
+    if isinstance(value, float):
+        return f"{value:.10g}"
     return "" if value is None else str(value)
 
 
 def _mask_url(url: str) -> str:
-    """The URL without its password and without its query, where drivers take passwords too."""
-    parts = urlsplit(url)
-    host = parts.netloc.rpartition("@")[2]
-    user = parts.netloc.rpartition("@")[0].partition(":")[0]
-    return urlunsplit(parts._replace(netloc=f"{user}:********@{host}" if user else host, query="", fragment=""))
+    """Where a URL leads, without its password and its query, where drivers take passwords too.
+
+    A URL that is not plain is masked as a whole: a password with a `/` or `#` in it would look like another part.
+    """
+    plain = re.fullmatch(
+        r"(?P<scheme>\w+://)(?:(?:(?P<user>[^:/@?#]*):)?(?P<password>[^/@?#]*)@)?"
+        r"(?P<place>(?:[\w.,-]*|\[[\w:.%]+\])(?::\d+)?(?:/[^@?#]*)?)(?:\?[^@]*)?",
+        url,
+    )
+    if plain is None:
+        return MASK
+    user = plain["user"] or ""
+    password = f"{user}:{MASK}@" if plain["password"] else f"{user}@" if user else ""
+    return f"{plain['scheme']}{password}{plain['place']}"

@@ -2,6 +2,7 @@
 
 import logging
 import sys
+from collections.abc import MutableMapping
 from typing import Any, Literal
 
 import structlog
@@ -54,7 +55,7 @@ def configure_logging(level: str, form: Literal["auto", "text", "json"]) -> None
                 *(
                     [structlog.dev.ConsoleRenderer(colors=as_text and sys.stderr.isatty(), pad_event_to=24)]
                     if as_text
-                    else [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
+                    else [structlog.processors.format_exc_info, _event_first, structlog.processors.JSONRenderer()]
                 ),
             ],
         )
@@ -65,3 +66,9 @@ def configure_logging(level: str, form: Literal["auto", "text", "json"]) -> None
     # Their lines say nothing that ours don't, and an access log would hold addresses of visitors.
     for noisy in ("uvicorn.access", "uvicorn.error", "alembic", "asyncio", "aiohttp.access"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
+
+
+def _event_first(_logger: object, _method: str, line: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    """What happened in front, its details after it."""
+    first = {name: line.pop(name) for name in ("timestamp", "level", "event") if name in line}
+    return {**first, **line}

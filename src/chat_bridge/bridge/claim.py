@@ -7,7 +7,7 @@ from typing import Literal, Protocol
 from chat_bridge.bridge.deliver import Deliverer
 from chat_bridge.bridge.resolve import busy_policy
 from chat_bridge.errors import StorageError
-from chat_bridge.model import Address, ConversationId, Receipt, Turn, TurnId
+from chat_bridge.model import Address, ConversationId, Receipt, Seq, Turn, TurnId
 from chat_bridge.platforms.contract import Platform
 from chat_bridge.settings import Settings
 from chat_bridge.storage import sessions, turns
@@ -97,10 +97,11 @@ class Workers:
         task = asyncio.create_task(self._work(conversation, self._platforms[platform]), name=f"worker:{conversation}")
         self._workers[conversation] = task
 
-    async def stop(self, conversation: ConversationId, reason: StopReason) -> None:
-        """Stop the running turn of a conversation, in whichever process it is."""
-        self._stop_here(conversation, reason)
-        await self._hot.control({"type": "stop", "conversation": str(conversation), "reason": reason})
+    async def stop(self, conversation: ConversationId, before: Seq, reason: StopReason) -> None:
+        """Stop the running turn of a conversation, in whichever process it is, if it took only messages before this
+        one: when the word comes late, a turn of newer messages may be running."""
+        self._stop_here(conversation, before, reason)
+        await self._hot.control({"type": "stop", "conversation": str(conversation), "before": before, "reason": reason})
 
     async def refuse(self, receipt: Receipt, address: Address, reason: str) -> None:
         """Tell the user why a message will not be answered, at most once a minute."""
@@ -167,10 +168,11 @@ class Workers:
         if event.get("type") == "stop":
             for conversation in list(self._running):
                 if str(conversation) == event.get("conversation"):
-                    self._stop_here(conversation, event["reason"])
+                    self._stop_here(conversation, event["before"], event["reason"])
 
-    def _stop_here(self, conversation: ConversationId, reason: StopReason) -> None:
-        if (running := self._running.get(conversation)) is not None:
+    def _stop_here(self, conversation: ConversationId, before: Seq, reason: StopReason) -> None:
+        running = self._running.get(conversation)
+        if running is not None and running.turn.messages[-1].seq < before:
             running.stop(reason)
 
     async def _work(self, conversation: ConversationId, platform: Platform) -> None:

@@ -7,6 +7,7 @@ from chat_bridge.bridge.resolve import resolve
 from chat_bridge.model import BusyPolicy, InboundEvent, Receipt, ReceiveStatus
 from chat_bridge.platforms.contract import Platform
 from chat_bridge.settings import Settings
+from chat_bridge.storage.messages import Arrival
 from chat_bridge.storage.redis import Hot
 from chat_bridge.storage.store import Store
 from chat_bridge.telemetry import MESSAGES, log
@@ -43,17 +44,18 @@ class Receiver:
         )
         if receipt.status in (ReceiveStatus.ACCEPTED, ReceiveStatus.SKIPPED):
             # After the commit and off the path of the acknowledgement.
-            self._workers.spawn(self._after(arrival.event.text, receipt, event), "receive.after")
+            self._workers.spawn(self._after(arrival, receipt), "receive.after")
         return receipt
 
-    async def _after(self, text: str, receipt: Receipt, event: InboundEvent) -> None:
-        conversation = receipt.conversation_id
+    async def _after(self, arrival: Arrival, receipt: Receipt) -> None:
+        conversation, address = receipt.conversation_id, arrival.event.address
         if receipt.status is ReceiveStatus.ACCEPTED:
-            if text == "/stop":
-                await self._workers.stop(conversation, "cancelled")
-            elif receipt.busy_policy is BusyPolicy.INTERRUPT:
-                await self._workers.stop(conversation, "superseded")
-            self._workers.wake(conversation, event.address.platform)
+            command = arrival.event.text if arrival.content_type == "command" else None
+            if command == "/stop":
+                await self._workers.stop(conversation, receipt.seq, "cancelled")
+            elif command is None and receipt.busy_policy is BusyPolicy.INTERRUPT:
+                await self._workers.stop(conversation, receipt.seq, "superseded")
+            self._workers.wake(conversation, address.platform)
         elif receipt.reason in ("busy", "queue_full"):
-            await self._workers.refuse(receipt, event.address, receipt.reason)
+            await self._workers.refuse(receipt, address, receipt.reason)
         await self._hot.touch(conversation, {"type": "message", "seq": receipt.seq})

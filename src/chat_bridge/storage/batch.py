@@ -3,10 +3,19 @@
 import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable, Hashable, Sequence
+from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+
+
+@dataclass(frozen=True, slots=True)
+class _Entry(Generic[Item, Result]):
+    item: Item
+    key: Hashable
+    twin: Hashable
+    future: asyncio.Future[Result]
 
 
 class Batch(Generic[Item, Result]):
@@ -30,14 +39,16 @@ class Batch(Generic[Item, Result]):
         self._twin = twin
         self._most = most
         self._lanes = lanes
-        self._waiting: deque[tuple[Item, asyncio.Future[Result]]] = deque()
+        self._waiting: deque[_Entry[Item, Result]] = deque()
         self._busy_keys: set[Hashable] = set()
         self._running: set[asyncio.Task[None]] = set()
 
     async def submit(self, item: Item) -> Result:
         """Run one item with whatever else is waiting. If the caller is cancelled, the item may still take effect."""
+        # The keys are asked for here, so that an item that has none fails alone.
         future: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
-        self._waiting.append((item, future))
+        entry = _Entry(item, self._key(item), self._twin(item), future)
+        self._waiting.append(entry)
         self._start()
         return await future
 
@@ -55,40 +66,38 @@ class Batch(Generic[Item, Result]):
             self._running.add(task)
             task.add_done_callback(self._finished)
 
-    def _take(self) -> list[tuple[Item, asyncio.Future[Result]]]:
-        batch: list[tuple[Item, asyncio.Future[Result]]] = []
-        passed: list[tuple[Item, asyncio.Future[Result]]] = []
+    def _take(self) -> "list[_Entry[Item, Result]]":
+        batch: list[_Entry[Item, Result]] = []
+        passed: list[_Entry[Item, Result]] = []
         twins: set[Hashable] = set()
         held: set[Hashable] = set()
         while self._waiting and len(batch) < self._most:
             entry = self._waiting.popleft()
-            item, future = entry
-            key, twin = self._key(item), self._twin(item)
-            if future.cancelled():
+            if entry.future.cancelled():
                 continue
-            if key in self._busy_keys or key in held or twin in twins:
-                held.add(key)
+            if entry.key in self._busy_keys or entry.key in held or entry.twin in twins:
+                held.add(entry.key)
                 passed.append(entry)
                 continue
-            twins.add(twin)
+            twins.add(entry.twin)
             batch.append(entry)
         self._waiting.extendleft(reversed(passed))
-        self._busy_keys.update(self._key(item) for item, _ in batch)
+        self._busy_keys.update(entry.key for entry in batch)
         return batch
 
-    async def _execute(self, batch: list[tuple[Item, asyncio.Future[Result]]]) -> None:
+    async def _execute(self, batch: "list[_Entry[Item, Result]]") -> None:
         try:
-            results = await self._run([item for item, _ in batch])
+            results = await self._run([entry.item for entry in batch])
         except Exception as error:  # noqa: BLE001 - each caller gets it
-            for _, future in batch:
-                if not future.done():
-                    future.set_exception(error)
+            for entry in batch:
+                if not entry.future.done():
+                    entry.future.set_exception(error)
         else:
-            for (_, future), result in zip(batch, results, strict=True):
-                if not future.done():
-                    future.set_result(result)
+            for entry, result in zip(batch, results, strict=True):
+                if not entry.future.done():
+                    entry.future.set_result(result)
         finally:
-            self._busy_keys.difference_update(self._key(item) for item, _ in batch)
+            self._busy_keys.difference_update(entry.key for entry in batch)
 
     def _finished(self, task: asyncio.Task[None]) -> None:
         self._running.discard(task)

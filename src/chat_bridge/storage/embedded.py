@@ -67,10 +67,23 @@ async def embedded_postgres(data_dir: Path) -> AsyncGenerator[str]:
             server = await start_server(place)
         try:
             await server.ready()
-            yield f"postgresql://chat_bridge@/agoric?host={place.socket}&port={PORT}"
+            yield _dsn(place.socket)
         finally:
             await server.stop()
             shutil.rmtree(place.socket, ignore_errors=True)
+
+
+def server_in_use(data_dir: Path) -> str | None:
+    """The DSN of the server that another process runs in this folder; None when nobody does."""
+    lock = data_dir / "lock"
+    if not lock.exists():
+        return None
+    with lock.open() as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return _dsn(_socket_path(data_dir.resolve()))
+    return None
 
 
 def stored_secret(data_dir: Path, name: str) -> str:
@@ -126,9 +139,7 @@ def _prepare(data_dir: Path) -> ServerPlace:
 
 def _socket_folder(data_dir: Path, account: ServerAccount) -> Path:
     """A private folder whose path fits a socket (104 bytes, its own name included) and needs no quotes anywhere."""
-    folder = data_dir / "socket"
-    if not re.fullmatch(r"[A-Za-z0-9_./-]{1,85}", str(folder)):
-        folder = Path("/tmp") / f"chat-bridge-{hashlib.sha256(os.fsencode(data_dir)).hexdigest()[:20]}"  # noqa: S108
+    folder = _socket_path(data_dir)
     folder.mkdir(mode=0o700, exist_ok=True)
     status = folder.lstat()  # in /tmp somebody else may have been first
     if not stat.S_ISDIR(status.st_mode) or status.st_uid not in (os.getuid(), account.uid):
@@ -136,6 +147,17 @@ def _socket_folder(data_dir: Path, account: ServerAccount) -> Path:
     folder.chmod(0o700)
     os.chown(folder, account.uid, account.gid)
     return folder
+
+
+def _socket_path(data_dir: Path) -> Path:
+    folder = data_dir / "socket"
+    if re.fullmatch(r"[A-Za-z0-9_./-]{1,85}", str(folder)):
+        return folder
+    return Path("/tmp") / f"chat-bridge-{hashlib.sha256(os.fsencode(data_dir)).hexdigest()[:20]}"  # noqa: S108
+
+
+def _dsn(socket: Path) -> str:
+    return f"postgresql://chat_bridge@/agoric?host={socket}&port={PORT}"
 
 
 def _make_cluster(place: ServerPlace) -> None:

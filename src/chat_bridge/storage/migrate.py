@@ -11,10 +11,11 @@ from alembic import command
 from alembic.config import Config
 from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, text
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.pool import NullPool
 
-from chat_bridge.errors import SchemaError
+from chat_bridge.errors import SchemaError, StorageError
 from chat_bridge.storage.postgres import database_errors
 
 T = TypeVar("T")
@@ -104,10 +105,13 @@ async def _run(dsn: str, action: Callable[[Connection], T]) -> T:
         # The DSN goes to the driver as the user wrote it; no statement cache, for PgBouncer's sake.
         return await asyncpg.connect(dsn, timeout=10, statement_cache_size=0)
 
+    # SQLAlchemy wraps what the driver raises, so that the border of postgres.py does not see it.
     engine = create_async_engine("postgresql+asyncpg://", async_creator=connect, poolclass=NullPool)
     try:
         with database_errors():
             async with engine.begin() as connection:
                 return await connection.run_sync(action)
+    except DBAPIError as error:
+        raise StorageError(f"PostgreSQL: {str(error.orig).splitlines()[0]}") from error
     finally:
         await engine.dispose()

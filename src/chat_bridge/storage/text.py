@@ -1,6 +1,7 @@
 """Text and JSON on their way into PostgreSQL, which takes neither U+0000 nor half a surrogate pair."""
 
 import json
+import math
 from typing import Any
 
 
@@ -30,6 +31,8 @@ def from_jsonb(text: str | None) -> Any:
 def _clean(value: Any) -> Any:
     if isinstance(value, str):
         return storable(value)
+    if isinstance(value, float) and not math.isfinite(value):
+        return None  # as JavaScript writes it: JSON has no such number
     if isinstance(value, dict):
         return {storable(str(key)): _clean(item) for key, item in value.items()}  # pyright: ignore[reportUnknownVariableType, reportUnknownArgumentType]
     if isinstance(value, (list, tuple)):

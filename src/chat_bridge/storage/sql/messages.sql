@@ -14,57 +14,62 @@ with input as (
     username, locale, content_text, content_type, attachments, platform_message_id, event_key, sent_at,
     status, busy_policy, queue_cap, metadata, ord
   )
-), known as materialized (
-  select i.ord, m.*, m.content_text is not distinct from i.content_text as same
+), looked as materialized (
+  select
+    i.*,
+    known.id as known_id, known.seq as known_seq, known.session_id as known_session_id,
+    known.content_text is not distinct from i.content_text as same,
+    s.id is not null as active, s.answered_seq, s.pending_since,
+    coalesce(s.metadata ->> 'busy_policy', i.busy_policy) as policy,
+    (known.id is null)::integer as fresh,
+    count(*) filter (where known.id is null) over (partition by i.conversation_id order by i.ord) as nth
   from input i
-  cross join lateral (
-    select m.id, m.seq, m.session_id, m.content_text, m.status
+  left join lateral (
+    select m.id, m.seq, m.session_id, m.content_text
     from messages m
     where m.conversation_id = i.conversation_id and m.event_key = i.event_key
     limit 1
-  ) m
-), fresh as materialized (
-  select
-    i.*,
-    policy.name as policy,
-    row_number() over conversation as nth,
-    case
-      when i.status <> 'accepted' or i.content_type = 'command' then null
-      when policy.name = 'reject' and queue.waiting + row_number() over conversation > 1 then 'busy'
-      when queue.waiting + row_number() over conversation > i.queue_cap then 'queue_full'
-    end as refused
-  from input i
+  ) known on true
   left join lateral (
-    select s.answered_seq, s.pending_since, s.metadata
+    select s.id, s.answered_seq, s.pending_since, s.metadata
     from sessions s
     where s.conversation_id = i.conversation_id and s.status = 'active'
     limit 1
   ) s on true
-  cross join lateral (select coalesce(s.metadata ->> 'busy_policy', i.busy_policy) as name) policy
+), fresh as materialized (
+  select
+    l.*,
+    case
+      when l.status <> 'accepted' or l.content_type = 'command' then null
+      when l.policy = 'reject' and queue.waiting + l.nth > 1 then 'busy'
+      when queue.waiting + l.nth > l.queue_cap then 'queue_full'
+    end as refused,
+    count(*) over (partition by l.conversation_id) as arrived
+  from looked l
   cross join lateral (
     select count(*) as waiting
     from (
       select 1
       from messages m
-      where s.pending_since is not null
-        and m.conversation_id = i.conversation_id and m.seq > s.answered_seq
+      where l.pending_since is not null
+        and m.conversation_id = l.conversation_id and m.seq > l.answered_seq
         and m.direction = 'inbound' and m.status = 'accepted'
-      limit i.queue_cap
+      limit l.queue_cap
     ) w
   ) queue
-  where not exists (select from known k where k.ord = i.ord)
-  window conversation as (partition by i.conversation_id order by i.ord)
+  where l.fresh > 0 -- not `known_id is null`: of that the planner expects one row, and then joins in nested loops
 ), grouped as materialized (
   select
     f.conversation_id,
     count(*) as arrived,
     max(f.nth) filter (where f.status = 'accepted' and f.refused is null) as last_accepted,
-    (array_agg(f.session_id order by f.ord))[1] as session_id,
+    (array_agg(f.session_id))[1] as session_id,
     min(f.platform) as platform,
     min(f.account) as account,
     min(f.platform_conversation_id) as platform_conversation_id,
     min(f.thread) as thread,
-    (array_agg(f.user_id order by f.ord))[1] as user_id
+    (array_agg(f.user_id))[1] as user_id,
+    bool_or(f.active) as active
   from fresh f
   group by f.conversation_id
 ), active as (
@@ -74,16 +79,20 @@ with input as (
   )
   select
     g.conversation_id, g.session_id, g.platform, g.account, g.platform_conversation_id, g.thread, g.user_id,
-    before.id, before.next_seq + g.arrived, g.arrived, before.next_seq - 1,
-    coalesce(before.next_seq - 1 + g.last_accepted, 0),
+    before.id, coalesce(before.next_seq, 1) + g.arrived, g.arrived, coalesce(before.next_seq, 1) - 1,
+    coalesce(before.next_seq, 1) - 1 + coalesce(g.last_accepted, 0),
     case when g.last_accepted is not null then clock_timestamp() end,
     clock_timestamp()
   from grouped g
-  cross join lateral (
-    select coalesce(max(p.next_seq), 1) as next_seq, (array_agg(p.id order by p.next_seq desc))[1] as id
+  left join lateral (
+    -- Only for a new session. If the active one is closed at this moment, seq begins at 1 again, meets messages_pkey,
+    -- nothing is stored, and the next try sees the close.
+    select p.id, p.next_seq
     from sessions p
-    where p.conversation_id = g.conversation_id
-  ) before
+    where not g.active and p.conversation_id = g.conversation_id
+    order by p.next_seq desc
+    limit 1
+  ) before on true
   order by g.conversation_id
   on conflict (conversation_id) where status = 'active' do update set
     next_seq = s.next_seq + excluded.message_count,
@@ -95,14 +104,21 @@ with input as (
     end,
     pending_since = coalesce(s.pending_since, excluded.pending_since),
     last_activity = excluded.last_activity
-  returning s.conversation_id, s.id, s.next_seq
+  returning s.conversation_id, s.id, s.next_seq, s.pending_since
+), wait as (
+  insert into waiting (conversation_id, session_id)
+  select a.conversation_id, a.id
+  from active a
+  where a.pending_since is not null
+  order by a.conversation_id
+  on conflict do nothing
 ), stored as (
   insert into messages (
     conversation_id, seq, sent_at, id, session_id, direction, status, content_type, content_text, event_key,
     sender_id, platform_message_id, attachments, metadata
   )
   select
-    f.conversation_id, a.next_seq - g.arrived + f.nth - 1, f.sent_at, f.message_id, a.id, 'inbound',
+    f.conversation_id, a.next_seq - f.arrived + f.nth - 1, f.sent_at, f.message_id, a.id, 'inbound',
     case when f.refused is null then f.status else 'skipped' end,
     f.content_type, f.content_text, f.event_key, f.user_id, f.platform_message_id, f.attachments::jsonb,
     case
@@ -110,9 +126,7 @@ with input as (
       else coalesce(f.metadata::jsonb, '{}') || jsonb_build_object('reason', f.refused)
     end
   from fresh f
-  join grouped g using (conversation_id)
   join active a using (conversation_id)
-  order by f.conversation_id, f.nth
   returning id, seq, session_id, status, metadata
 ), people as (
   -- Written on change only: the usual case is one look at the primary key.
@@ -138,9 +152,10 @@ select f.ord, s.status, s.session_id, s.id, s.seq, s.metadata ->> 'reason' as re
 from stored s
 join fresh f on f.message_id = s.id
 union all
-select k.ord, case when k.same then 'duplicate' else 'conflict' end, k.session_id, k.id, k.seq, null, null
-from known k
-order by ord;
+select
+  l.ord, case when l.same then 'duplicate' else 'conflict' end, l.known_session_id, l.known_id, l.known_seq, null, null
+from looked l
+where l.fresh = 0;
 
 -- name: history_before
 -- The newest messages before a seq, newest first: one backward walk of the primary key.

@@ -13,6 +13,12 @@ with moved as (
     message_count = message_count - (select count(*) from moved)
   where conversation_id = $1 and id = $2 and status = 'active'
   returning *
+), wait as (
+  insert into waiting (conversation_id, session_id)
+  select o.conversation_id, $4 from old o, before b where b.pending_since is not null
+  on conflict do nothing
+), settled as (
+  delete from waiting where conversation_id = $1 and session_id = $2
 )
 insert into sessions (
   conversation_id, id, platform, account, platform_conversation_id, thread, user_id, mode, parent_session_id,
@@ -32,6 +38,7 @@ where id = $1 and status = 'active'
 returning conversation_id;
 
 -- name: get_session
+-- One session, by its id alone.
 select
   conversation_id, id, platform, account, platform_conversation_id, thread, user_id, status, mode, created_at,
   last_activity, parent_session_id, message_count, answered_seq, last_inbound_seq, pending_since, metadata
@@ -73,8 +80,10 @@ with session as (
   select conversation_id, seq, $3, id, 'outbound', 'stored', 'notice', $4, $5::jsonb
   from session
 ), outbox as (
-  insert into deliveries (conversation_id, seq, part, status, attempts, next_attempt_at)
-  select conversation_id, seq, part, 'sending', 1, clock_timestamp() + interval '1 minute'
+  insert into deliveries (conversation_id, seq, part, idempotency_key, status, attempts, next_attempt_at)
+  select
+    conversation_id, seq, part, md5($3::uuid || ':' || part)::uuid, 'sending', 1,
+    clock_timestamp() + interval '1 minute'
   from session
   cross join generate_series(1, $6::integer) part
   returning idempotency_key, part

@@ -13,7 +13,7 @@ with wanted as (
     select
       s.conversation_id, s.id, s.answered_seq, s.platform, s.account, s.platform_conversation_id, s.thread, s.metadata
     from sessions s
-    where s.conversation_id = w.conversation_id and s.pending_since is not null
+    where s.conversation_id = w.conversation_id and s.last_inbound_seq > s.answered_seq
     order by s.id
     limit 1
     for update
@@ -89,20 +89,20 @@ with input as (
     content_type, parts, error_text, metadata, session_metadata
   )
 ), turn as (
+  -- `finished_at is null` says what `status = 'running'` says, but keeps the planner off the index on running turns,
+  -- which it would read whole.
   update turns t
   set status = i.status, outcome = i.outcome, error = i.error, usage = i.usage::jsonb, finished_at = clock_timestamp(),
     agent_request_id = i.agent_request_id
   from input i
-  where t.conversation_id = i.conversation_id and t.id = i.turn_id and t.status = 'running'
-  returning t.conversation_id, t.id, t.session_id, t.first_seq, t.last_seq
+  where t.conversation_id = i.conversation_id and t.id = i.turn_id and t.finished_at is null
+  returning t.session_id, t.first_seq, t.last_seq, i.*
 ), locked as materialized (
   select
-    t.*, i.status, i.outcome, i.message_id, i.content_text, i.content_type, i.parts, i.agent_request_id, i.metadata,
-    i.session_metadata, i.error_text,
-    i.message_id is not null
-      and not (i.error_text and coalesce(s.error_told_at > clock_timestamp() - interval '1 minute', false)) as tell
+    t.*,
+    t.message_id is not null
+      and not (t.error_text and coalesce(s.error_told_at > clock_timestamp() - interval '1 minute', false)) as tell
   from turn t
-  join input i on i.turn_id = t.id
   join sessions s on s.conversation_id = t.conversation_id and s.id = t.session_id
   order by t.conversation_id
   for update of s
@@ -117,7 +117,11 @@ with input as (
     last_activity = clock_timestamp()
   from locked l
   where s.conversation_id = l.conversation_id and s.id = l.session_id
-  returning s.conversation_id, s.next_seq - 1 as seq, s.pending_since is not null as more
+  returning l.*, s.next_seq - 1 as seq, s.pending_since is not null as more
+), settled as (
+  delete from waiting w
+  using session s
+  where not s.more and w.conversation_id = s.conversation_id and w.session_id = s.session_id
 ), unanswered as (
   update messages m
   set status = l.status, metadata = coalesce(m.metadata, '{}') || jsonb_build_object('reason', l.outcome)
@@ -130,33 +134,34 @@ with input as (
     agent_request_id, metadata
   )
   select
-    l.conversation_id, s.seq, l.message_id, l.session_id, l.id, 'outbound', 'stored', l.content_type, l.content_text,
-    l.agent_request_id, l.metadata::jsonb
-  from locked l
-  join session s using (conversation_id)
-  where l.tell
+    s.conversation_id, s.seq, s.message_id, s.session_id, s.turn_id, 'outbound', 'stored', s.content_type,
+    s.content_text, s.agent_request_id, s.metadata::jsonb
+  from session s
+  where s.tell
 ), outbox as (
-  insert into deliveries (conversation_id, seq, part, status, attempts, next_attempt_at)
-  select l.conversation_id, s.seq, part, 'sending', 1, clock_timestamp() + interval '1 minute'
-  from locked l
-  join session s using (conversation_id)
-  cross join generate_series(1, l.parts) part
-  where l.tell
+  insert into deliveries (conversation_id, seq, part, idempotency_key, status, attempts, next_attempt_at)
+  select
+    s.conversation_id, s.seq, part, md5(s.message_id || ':' || part)::uuid, 'sending', 1,
+    clock_timestamp() + interval '1 minute'
+  from session s
+  cross join generate_series(1, s.parts) part
+  where s.tell
   returning conversation_id, idempotency_key, part
 )
 select
-  l.id as turn_id, s.more, case when l.tell then s.seq end as seq,
-  array(
-    select o.idempotency_key from outbox o where o.conversation_id = l.conversation_id order by o.part
-  ) as idempotency_keys
-from locked l
-join session s using (conversation_id);
+  s.turn_id, s.more, case when s.tell then s.seq end as seq, coalesce(k.idempotency_keys, '{}') as idempotency_keys
+from session s
+left join (
+  select o.conversation_id, array_agg(o.idempotency_key order by o.part) as idempotency_keys
+  from outbox o
+  group by o.conversation_id
+) k on k.conversation_id = s.conversation_id;
 
 -- name: renew
 -- Keep turns. A turn that is not returned is lost: its worker must stop.
 update turns
 set lease_until = clock_timestamp() + $3::interval
-where (conversation_id, id) in (select * from unnest($1::uuid[], $2::uuid[])) and status = 'running'
+where (conversation_id, id) in (select * from unnest($1::uuid[], $2::uuid[])) and finished_at is null
 returning id;
 
 -- name: supersede
@@ -176,9 +181,9 @@ returning conversation_id, id;
 -- name: find_pending
 -- Conversations with messages that wait and no turn: nobody is on them.
 select s.conversation_id, s.platform
-from sessions s
-where s.pending_since is not null
-  and not exists (select from turns t where t.conversation_id = s.conversation_id and t.status = 'running')
+from waiting w
+join sessions s on s.conversation_id = w.conversation_id and s.id = w.session_id
+where not exists (select from turns t where t.conversation_id = w.conversation_id and t.status = 'running')
 order by s.pending_since
 limit $1;
 
@@ -190,6 +195,7 @@ where conversation_id = $1 and first_seq <= $2 and last_seq >= $2
 order by started_at;
 
 -- name: turn
+-- One turn: the one that wrote a reply.
 select id, status, outcome, owner, agent, agent_request_id, error, usage, started_at, finished_at, first_seq, last_seq
 from turns
 where conversation_id = $1 and id = $2;

@@ -20,7 +20,7 @@
 
   const styles = new CSSStyleSheet(); // unlike a style element, a site's content security policy allows it
   styles.replaceSync(`
-    :host { all: initial; }
+    :host { all: initial !important; }
     [hidden] { display: none !important; }
     button, .panel { position: fixed; z-index: 2147483000; box-sizing: border-box; }
     button {

@@ -1,12 +1,13 @@
 -- The data model. `conversation_id` leads every key, so that all rows of a conversation live together.
 
 -- A session is one stretch of a conversation: what the agent remembers. One is active at a time.
+-- Nothing that a message changes is indexed, so that an update stays in its page and touches no index.
 create table sessions (
   conversation_id uuid not null,
   id uuid not null,
   created_at timestamptz not null default clock_timestamp(),
   last_activity timestamptz not null default clock_timestamp(),
-  pending_since timestamptz,               -- set while a message waits for its answer
+  pending_since timestamptz,               -- set while a message waits for its answer; unindexed, see `waiting`
   error_told_at timestamptz,               -- when the user was last told of a failure
   message_count bigint not null default 0,
   next_seq bigint not null default 1,      -- given out under this row's lock
@@ -30,8 +31,13 @@ create index sessions_platform_conversation on sessions (platform, platform_conv
 
 create index sessions_id on sessions (id);
 
--- For the sweep only: empty when nothing waits.
-create index sessions_pending on sessions (pending_since) where pending_since is not null;
+-- Sessions in which a message waits for its answer, for the sweep; empty when nothing waits. A partial index on
+-- sessions would say the same, but every message would then rewrite all of that table's index entries.
+create table waiting (
+  conversation_id uuid not null,
+  session_id uuid not null,
+  primary key (conversation_id, session_id)
+);
 
 -- Fixed-width columns first: no padding. Absent values are null, not '{}': they cost a bit.
 create table messages (
@@ -90,7 +96,7 @@ create table deliveries (
   attempts smallint not null default 0,
   next_attempt_at timestamptz not null default clock_timestamp(),
   sent_at timestamptz,
-  idempotency_key uuid not null default gen_random_uuid(),
+  idempotency_key uuid not null,           -- the same at every try
   status text not null check (status in ('pending', 'sending', 'sent', 'unknown', 'failed')),
   platform_message_id text,
   error text,
