@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet install
 LOCK := uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-annotate --no-header
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check fmt bench lock clean
+.PHONY: help run test check fmt bench docs lock clean
 
 help: ## list the commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | while IFS="$$(printf '\t')" read -r name text; do printf '  make %-8s %s\n' "$$name" "$$text"; done
@@ -15,7 +15,7 @@ run: $(VENV)/run.stamp ## start the bridge with its embedded PostgreSQL and Redi
 	@exec $(BIN)/chat-bridge serve
 
 test: $(VENV)/dev.stamp ## run all tests in parallel
-	@$(BIN)/python scripts/test.py $(ARGS)
+	@$(BIN)/pytest --numprocesses auto --cov --cov-report term-missing:skip-covered $(ARGS)
 
 check: $(VENV)/dev.stamp ## lint, format, types, imports, dead links
 	$(BIN)/ruff check .
@@ -30,6 +30,9 @@ fmt: $(VENV)/dev.stamp ## format the code and mend what the linter can
 
 bench: $(VENV)/dev.stamp ## measure side by side with pgbench and bare drivers
 	$(BIN)/python -m bench $(ARGS)
+
+docs: $(VENV)/dev.stamp ## write docs/settings.md and .env.example anew from the settings
+	$(BIN)/python scripts/settings_doc.py
 
 lock: $(VENV)/dev.stamp ## pin the dependencies anew, with hashes
 	$(BIN)/$(LOCK) --upgrade --extra embedded --group build pyproject.toml --output-file requirements.lock
