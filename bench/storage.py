@@ -161,8 +161,22 @@ def pgbench(dsn: str, operation: str, callers: int, seconds: float, count: int |
         bound = ["-t", str(count)] if count else ["-T", str(max(1, round(seconds)))]
         answer = subprocess.run(
             [
-                binaries() / "pgbench", "-n", "-M", "prepared", "-c", str(callers), "-j", str(min(2, callers)), *bound,
-                "-D", "i=0", "-D", f"clients={callers}", "-f", script.name, dsn,
+                binaries() / "pgbench",
+                "-n",
+                "-M",
+                "prepared",
+                "-c",
+                str(callers),
+                "-j",
+                str(min(2, callers)),
+                *bound,
+                "-D",
+                "i=0",
+                "-D",
+                f"clients={callers}",
+                "-f",
+                script.name,
+                dsn,
             ],  # fmt: skip
             capture_output=True,
             text=True,
@@ -266,3 +280,63 @@ def print_row(row: Row) -> None:
         f"{row.ours:>9,.0f}/s  pgbench {row.pgbench:>9,.0f}/s  ratio {row.ratio:5.2f}",
         flush=True,
     )
+
+
+async def history_against_asyncpg(dsn: str, *, seconds: float, rounds: int) -> tuple[float, float]:
+    """Reads a second of one caller: the store's history, and the same columns by a prepared statement of bare asyncpg."""
+    await prepare(dsn, 2 * CONVERSATIONS * 1000)
+    connection = await asyncpg.connect(dsn)
+    statement = await connection.prepare("select * from messages where conversation_id = $1 order by seq desc limit 50")
+
+    async def bare(address: Address) -> None:
+        await statement.fetch(address.id)
+
+    pairs: list[tuple[float, float]] = []
+    async with Store.open(dsn) as store:
+        ours = Ours(store)
+        await drive(ours.history, 1, 0.2)
+        for _ in range(rounds):
+            pairs.append((await drive(ours.history, 1, seconds), await drive(bare, 1, seconds)))
+    await connection.close()
+    return median(pair[0] for pair in pairs), median(pair[1] for pair in pairs)
+
+
+async def round_trips(dsn: str) -> dict[str, float]:
+    """Statements that the server saw for each operation of one caller, the pool's own included."""
+    await prepare(dsn, 0)
+    watcher = await asyncpg.connect(dsn)
+    trips: dict[str, float] = {}
+    async with Store.open(dsn) as store:
+        ours = Ours(store)
+        await drive(ours.turn, 1, 0, count=100)
+        for name in ("receive", "claim", "complete", "history"):
+            before = await _transactions(watcher)
+            await drive(getattr(ours, name), 1, 0, count=200)
+            trips[name] = round((await _transactions(watcher) - before) / 200, 2)
+    await watcher.close()
+    return trips
+
+
+async def _transactions(watcher: asyncpg.Connection) -> int:
+    # Each statement outside of a transaction is one. The counters of a connection are written when it is idle for 1 s
+    # or closes; reading waits for that.
+    previous = -1
+    while True:
+        await asyncio.sleep(1.2)
+        now = await watcher.fetchval("select xact_commit from pg_stat_database where datname = current_database()")
+        if previous != -1 and now - previous <= 1:  # only our own look
+            return now - 1
+        previous = now
+
+
+async def bytes_per_message(dsn: str, messages: int) -> float:
+    """Growth of the table `messages` and its indexes for each message, filled by turns in random conversations."""
+    await prepare(dsn, 0)
+    connection = await asyncpg.connect(dsn)
+    before = await connection.fetchval("select pg_total_relation_size('messages')")
+    async with Store.open(dsn) as store:
+        await drive(Ours(store).turn, 100, 0, count=messages // 200)
+    stored = await connection.fetchval("select count(*) from messages")
+    size = await connection.fetchval("select pg_total_relation_size('messages')")
+    await connection.close()
+    return (size - before) / stored

@@ -1,6 +1,7 @@
 """The command line: `chat-bridge serve | migrate | config | explain`."""
 
 import asyncio
+import os
 import signal
 import socket
 import sys
@@ -157,7 +158,7 @@ def _listener(settings: Settings) -> socket.socket:
         return socket.create_server((settings.host, settings.port), family=family, backlog=2048)
     except OSError as error:
         raise SettingsError(
-            f"can't listen on {settings.host} port {settings.port} ({error.strerror}): "
+            f"can't listen on {settings.host} port {settings.port} ({os.strerror(error.errno or 0)}): "
             "stop what uses it, or choose another with PORT and CHAT_BRIDGE_HOST"
         ) from None
 

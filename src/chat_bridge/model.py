@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
+from functools import lru_cache
 from typing import Any, Literal, NewType
 from uuid import NAMESPACE_URL, UUID, uuid5
 
@@ -23,6 +24,7 @@ Json = Mapping[str, Any]
 _CONVERSATIONS = uuid5(NAMESPACE_URL, "https://chat-bridge.invalid/conversation")
 
 
+@lru_cache(maxsize=65536)  # asked for at every step of every message
 def conversation_id(platform: str, account: str, platform_conversation_id: str, thread: str = "") -> ConversationId:
     """The id of a conversation, known without a look-up: uuid5 of its four parts.
 

@@ -115,15 +115,15 @@ async def running_service(settings: Settings) -> AsyncGenerator[Service]:
         for loop in loops:
             loop.add_done_callback(lambda task: _report(task, failed))
 
-        async def drain() -> None:
+        async def drain(seconds: float = settings.drain_seconds) -> None:
             loops[1].cancel()
-            await workers.drain(settings.drain_seconds)
+            await workers.drain(seconds)
             hot.dismiss_watchers()
 
         try:
             yield Service(app, agent, failed, drain)
         finally:
-            await drain()
+            await drain(0)
             loops[0].cancel()
             await asyncio.gather(*loops, return_exceptions=True)
 

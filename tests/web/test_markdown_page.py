@@ -43,32 +43,11 @@ async (text) => {
 }
 """
 
-TAGS = {
-    *(
-        "p",
-        "br",
-        "strong",
-        "em",
-        "del",
-        "code",
-        "a",
-        "h2",
-        "h3",
-        "h4",
-        "h5",
-        "h6",
-        "ul",
-        "ol",
-        "li",
-        "input",
-        "blockquote",
-    ),
-    *("hr", "figure", "figcaption", "span", "button", "pre", "div", "table", "thead", "tbody", "tr", "th", "td"),
-}
-ATTRIBUTES = {
-    *("dir", "class", "href", "title", "target", "rel", "tabindex"),
-    *("type", "start", "checked", "disabled", "aria-label"),
-}
+BLOCK_TAGS = {"p", "h2", "h3", "h4", "h5", "h6", "ul", "ol", "li", "blockquote", "hr", "figure", "figcaption", "pre"}
+TABLE_TAGS = {"div", "table", "thead", "tbody", "tr", "th", "td"}
+TAGS = BLOCK_TAGS | TABLE_TAGS | {"br", "strong", "em", "del", "code", "a", "input", "span", "button"}
+LINK_ATTRIBUTES = {"href", "title", "target", "rel"}
+ATTRIBUTES = LINK_ATTRIBUTES | {"dir", "class", "tabindex", "type", "start", "checked", "disabled", "aria-label"}
 PROTOCOLS = {"http:", "https:", "mailto:"}
 
 
@@ -311,30 +290,17 @@ async def test_only_harmless_schemes_become_links(page: Page) -> None:
 
 
 SIZE = 200_000
-HOSTILE_PIECES = [
-    *(
-        "[",
-        "]",
-        "![",
-        "](",
-        "[](",
-        "[a](",
-        "[a](b",
-        "[a](https://a.example/(",
-        "[[a](b)](",
-        "![[]()",
-        "[](()",
-        "[a](<b",
-    ),
+HOSTILE_PIECES = (
+    *("[", "]", "![", "](", "[](", "[a](", "[a](b", "[a](https://a.example/(", "[[a](b)](", "![[]()", "[](()"),
     *("*", "**", "*a", "*a ", "a* ", "**a *b ", "a** b* ", "*a_b", "_a ", "__", "***a** ", "*a **b "),
     *("~~", "~~a ", "a~~ ", "`", "`a", "a`b``c```d", "``` ", "```\n", "~~~\n", "\\", "\\`", "\\["),
     *(">", "> ", ">\n", "> a\n", "> > a\n\n", "- ", "- a\n", "1. ", "- - a\n", "* ", "+\n", "-\n\n", "\t- a\n"),
     *(" ", "  \n", "\n", "\t", "#", "# ", "#\n", "-", "- -", "---\n", "_ ", "= "),
     *("|", "|\n", "|-", "a|b\n", "a|b\n-|-\n", "|a|\n|-|\n|", "-|", ":-"),
-    *("<", "<a", "<a@b", "<https://", "<!--", "&", "&#", "\0", "\u2028", "\U0001f600", "שלום "),
+    *("<", "<a", "<a@b", "<https://", "<!--", "[a](<b", "&", "&#", "\0", "\u2028", "\U0001f600", "שלום "),
     *("http://", "http://a.", "http://%", "http://a)", "http://a* ", "https://a.example/((", "mailto:", "mailto:a@b,"),
     "![a](https://a.example/x.png)",
-]
+)
 HOSTILE_TEXTS = {
     **{f"{piece!r} again and again": piece * (SIZE // len(piece)) for piece in HOSTILE_PIECES},
     "deeper and deeper quotes": "\n".join(">" * depth for depth in range(600)),
@@ -358,6 +324,7 @@ HOSTILE_TEXTS = {
 @pytest.mark.timeout(300)
 async def test_hostile_texts_take_no_time(page: Page) -> None:
     slow: dict[str, float] = {}
+    await page.evaluate("document.body.hidden = true")  # how fast a browser lays out pages is not the question
     for name, text in HOSTILE_TEXTS.items():
         shown = await page.evaluate(SHOW, text)
         assert shown["deepest"] < 60, name
@@ -371,8 +338,9 @@ FUZZ = """
 async ([seed, count]) => {
   const { renderMarkdown } = await import("/markdown.js");
   const pieces = [
-    "*", "**", "_", "~~", "`", "```", "\\n", "\\n\\n", " ", "  ", "- ", "1. ", "> ", "# ", "|", "|-|-|\\n", "[", "]", "](", ")",
-    "![", "<", ">", "https://a.example/", "javascript:", "mailto:a@b", "\\\\", "a", "b c", "<b>", "[x] ", "---", "é", "😀",
+    "*", "**", "_", "~~", "`", "```", "\\n", "\\n\\n", " ", "  ", "- ", "1. ", "> ", "# ", "|", "|-|-|\\n", "[",
+    "]", "](", ")", "![", "<", ">", "https://a.example/", "javascript:", "mailto:a@b", "\\\\", "a", "b c", "<b>",
+    "[x] ", "---", "é", "😀",
   ];
   const random = () => ((seed = (seed * 1103515245 + 12345) % 2147483648) / 2147483648);
   const bad = [];
@@ -383,7 +351,7 @@ async ([seed, count]) => {
     const links = [...box.querySelectorAll("a")].every((link) => /^(https|mailto):$/.test(link.protocol));
     // A fence's language, a link's address and a table's surplus cells are not shown, but no letter may be made up.
     let at = 0;
-    const shown = box.textContent.replace(/[^bcé😀]/gu, "");
+    const shown = [...box.textContent.replace(/[^bcé😀]/gu, "")];
     for (const letter of text) if (letter === shown[at]) at += 1;
     if (!links || at < shown.length || box.querySelector("b, script, img")) bad.push(text);
   }

@@ -20,6 +20,7 @@ import secrets
 import shutil
 import stat
 import tempfile
+import time
 from collections.abc import AsyncGenerator, Generator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from importlib.util import find_spec
@@ -30,6 +31,7 @@ from chat_bridge.storage.server_account import ServerAccount, let_pass, server_a
 from chat_bridge.storage.server_process import ServerPlace, run_program, start_server
 
 INSTEAD = "or set DATABASE_URL to a PostgreSQL server"
+LOOK_SECONDS = 0.05
 PORT = 5432  # only a part of the socket's name: there is no TCP
 
 # As durable as PostgreSQL is by default (fsync, synchronous_commit); the rest fits one program on one machine.
@@ -212,7 +214,11 @@ def _lock(data_dir: Path) -> Generator[None]:
         file = (data_dir / "lock").open("a+")
     with file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                time.sleep(LOOK_SECONDS)  # somebody may only have looked, as `server_in_use` does
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             file.seek(0)
             raise EmbeddedPostgresError(

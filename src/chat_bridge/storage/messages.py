@@ -2,9 +2,8 @@
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from hashlib import sha256
 from typing import Any, Literal
-
-import asyncpg
 
 from chat_bridge.errors import StorageError
 from chat_bridge.model import (
@@ -19,11 +18,11 @@ from chat_bridge.model import (
     new_message_id,
     new_session_id,
 )
-from chat_bridge.storage.postgres import Database, Record
+from chat_bridge.storage.postgres import Database, Record, win
 from chat_bridge.storage.text import from_jsonb, storable, storable_or_none, to_jsonb
 
-# Each race has a winner that is committed, so that the next try sees it; more than a few mean something else is wrong.
-_RACES = 10
+# An entry of an index may have 2704 bytes; no platform comes near.
+_LONGEST_ID = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,18 +48,31 @@ async def receive(database: Database, arrivals: Sequence[Arrival]) -> Sequence[R
     order = sorted(enumerate(arrivals), key=_lock_order)
     columns = zip(*(_columns(arrival) for _, arrival in order), strict=True)
     arguments = [list(column) for column in columns]
-    for _ in range(_RACES):
-        try:
-            rows = await database.fetch("receive", *arguments)
-        except asyncpg.UniqueViolationError:
-            continue
-        receipts: list[Receipt | None] = [None] * len(order)
-        for row in rows:
-            number: int = row["ord"]
-            place, arrival = order[number - 1]
-            receipts[place] = _receipt(arrival.event.address.id, row)
-        return [receipt for receipt in receipts if receipt is not None]
-    raise StorageError(f"a message lost {_RACES} races in a row; nothing was stored")
+    rows = await win(lambda: database.fetch("receive", *arguments))
+    receipts: list[Receipt | None] = [None] * len(order)
+    for row in rows:
+        number: int = row["ord"]
+        place, arrival = order[number - 1]
+        receipts[place] = _receipt(arrival.event.address.id, row)
+    return [receipt for receipt in receipts if receipt is not None]
+
+
+def require_storable(arrival: Arrival) -> None:
+    """Raise StorageError for ids that PostgreSQL can't index: in a batch they would fail the messages of others."""
+    event = arrival.event
+    for name, text in (
+        ("conversation", event.address.conversation),
+        ("thread", event.address.thread),
+        ("user", event.user.id),
+    ):
+        if len(storable(text).encode()) > _LONGEST_ID:
+            raise StorageError(f"the id of the {name} is too long: {_LONGEST_ID} bytes are the most")
+
+
+def stored_key(event: InboundEvent) -> str:
+    """The event key as it is stored; of one that is too long for an index, its hash."""
+    key = storable(event.event_key)
+    return key if len(key.encode()) <= _LONGEST_ID else f"sha256:{sha256(key.encode()).hexdigest()}"
 
 
 def _lock_order(pair: tuple[int, Arrival]) -> tuple[ConversationId, int]:
@@ -90,7 +102,7 @@ def _columns(arrival: Arrival) -> tuple[object, ...]:
         arrival.content_type,
         to_jsonb([asdict(attachment) for attachment in event.attachments]),
         storable_or_none(event.platform_message_id),
-        storable(event.event_key),
+        stored_key(event),
         event.sent_at,
         "accepted" if arrival.skip_reason is None else "skipped",
         arrival.busy_policy.value,

@@ -1,10 +1,10 @@
 """PostgreSQL: the pool, the named queries of `sql/*.sql`, and the one border where driver errors become ours."""
 
 import re
-from collections.abc import AsyncGenerator, Generator, Mapping, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
-from typing import Any, Self, TypeAlias
+from typing import Any, Self, TypeAlias, TypeVar
 
 import asyncpg
 
@@ -13,9 +13,11 @@ from chat_bridge.errors import StorageError
 # The driver ships no types: what comes from it is Any, here and nowhere else.
 Connection: TypeAlias = Any
 Record: TypeAlias = Mapping[str, Any]
+T = TypeVar("T")
 
 CONNECT_SECONDS = 10
 STATEMENT_SECONDS = 60
+RACES = 10
 
 
 def _load_queries() -> dict[str, str]:
@@ -43,6 +45,15 @@ def database_errors() -> Generator[None]:
         # The server's DETAIL and HINT may quote a row: only the message is passed on.
         reason = str(error) or type(error).__name__
         raise StorageError(f"PostgreSQL: {reason.splitlines()[0]}") from error
+
+
+async def win(attempt: Callable[[], Awaitable[T]]) -> T:
+    """Run what fails with a unique violation when another writer is first, until it doesn't. Each race has a winner
+    that is committed, so that the next try sees it; more than a few mean something else is wrong: StorageError."""
+    for _ in range(RACES):
+        with suppress(asyncpg.UniqueViolationError):
+            return await attempt()
+    raise StorageError(f"PostgreSQL: {RACES} races in a row were lost; nothing was stored")
 
 
 async def _leave_clean(connection: Connection) -> None:

@@ -172,7 +172,7 @@ class Hot:
         readers = self._readers.setdefault(channel, set())
         readers.add(queue)
         if len(readers) == 1:
-            await self._soft(lambda: self._subscribe(channel), None)
+            await self._change_subscription(lambda: self._subscribe(channel))
         try:
             yield _read(queue)
         finally:
@@ -180,7 +180,7 @@ class Hot:
             if not readers:
                 self._readers.pop(channel, None)
                 if self._subscriptions is not None:
-                    await self._soft(lambda: self._subscriptions.unsubscribe(channel), None)
+                    await self._change_subscription(lambda: self._subscriptions.unsubscribe(channel))
 
     def dismiss_watchers(self) -> None:
         """End every `watch` of this process, after what it has not read yet."""
@@ -207,11 +207,19 @@ class Hot:
                 while True:
                     message = await self._subscriptions.get_message(timeout=None)
                     if message is not None and message["type"] == "message":
-                        await self._hand_out(message["channel"].decode(), json.loads(message["data"]))
+                        await self._take(message)
             except (RedisError, OSError) as error:
                 self._failed(error)
+                with suppress(RedisError, OSError):
+                    await self._subscriptions.aclose()
                 await asyncio.sleep(pause)
                 pause = min(pause * 2, 5.0)
+
+    async def _take(self, message: Event) -> None:
+        try:
+            await self._hand_out(message["channel"].decode(), json.loads(message["data"]))
+        except Exception:  # noqa: BLE001 - one bad event must not stop all that follow
+            log.exception("redis.event_failed", channel=message["channel"].decode(errors="replace"))
 
     async def _hand_out(self, channel: str, event: Event) -> None:
         if channel == CONTROL:
@@ -229,6 +237,13 @@ class Hot:
             return otherwise
         self.reachable = True
         return result
+
+    async def _change_subscription(self, operation: Callable[[], Awaitable[None]]) -> None:
+        # Its success proves nothing: without a connection it is only noted for the next one.
+        try:
+            await operation()
+        except (RedisError, OSError, TimeoutError) as error:
+            self._failed(error)
 
     def _failed(self, error: Exception) -> None:
         REDIS_ERRORS.inc()

@@ -62,8 +62,13 @@ async def list_sessions(database: Database, wanted: SessionFilter, limit: int) -
 
 
 async def close_session(database: Database, session: SessionId) -> bool:
-    """Close an active session; False when it is not there or closed already."""
-    return await database.fetch_one("close_session", session) is not None
+    """Close an active session and cancel what waits in it; False when it is not there or closed already."""
+    async with database.transaction() as transaction:
+        # The second statement sees all that was stored before the first one had the lock.
+        if not await transaction.fetch("lock_session", session):
+            return False
+        await transaction.fetch("close_session", session)
+        return True
 
 
 async def rotate(transaction: Transaction, conversation: ConversationId, session: SessionId, last_seq: Seq) -> None:

@@ -27,7 +27,7 @@ class Store:
         self._receive = Batch[Arrival, Receipt](
             self._receive_batch,
             key=lambda arrival: arrival.event.address.id,
-            twin=lambda arrival: (arrival.event.address.id, arrival.event.event_key),
+            twin=lambda arrival: (arrival.event.address.id, messages.stored_key(arrival.event)),
         )
         self._claim = Batch[Wish, Turn | None](
             self._claim_batch, key=lambda wish: wish.conversation_id, twin=lambda wish: wish.conversation_id
@@ -73,6 +73,7 @@ class Store:
     async def receive(self, arrival: Arrival) -> Receipt:
         """Store an inbound message; when this returns, it is committed. Raises StorageError: it was not stored, or
         nobody knows; receiving it again is always safe."""
+        messages.require_storable(arrival)
         return await self._receive.submit(arrival)
 
     async def claim(self, wish: Wish) -> Turn | None:

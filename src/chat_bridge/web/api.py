@@ -134,7 +134,7 @@ async def change_session(session_id: SessionPath, change: SessionChange, used: U
 
 @router.post("/{session_id}/close", responses=problem_responses(404, 409), summary="Close a session")
 async def close_session(session_id: SessionPath, used: Used) -> SessionView:
-    """Close a session: what waits in it is still answered, and the next message opens another."""
+    """Close a session: what waits in it is cancelled, and the next message opens another."""
     closed = await sessions.close_session(used.store.database, SessionId(session_id))
     session = await _session(used, session_id)
     if not closed:

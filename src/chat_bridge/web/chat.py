@@ -1,6 +1,7 @@
 """Web chat: the page, and the protocol of docs/web-chat.md that it and other clients speak."""
 
 import json
+import re
 import time
 from collections.abc import AsyncGenerator
 from datetime import datetime
@@ -9,14 +10,18 @@ from uuid import UUID, uuid4
 
 from fastapi import APIRouter, Depends, Header, Path, Query, Request, Response
 from fastapi.responses import HTMLResponse
-from pydantic import BaseModel, Field, StringConstraints
+from pydantic import BaseModel, BeforeValidator, Field, StringConstraints
 from sse_starlette import EventSourceResponse, ServerSentEvent
+from sse_starlette.sse import SendTimeoutError
+from starlette.types import Receive, Scope, Send
 
+from chat_bridge.errors import StorageError
 from chat_bridge.model import InboundEvent, ReceiveStatus, Seq, StoredMessage, User
 from chat_bridge.platforms import webchat
 from chat_bridge.storage import messages
 from chat_bridge.storage.redis import SlowReader
-from chat_bridge.telemetry import STREAMS
+from chat_bridge.storage.text import storable
+from chat_bridge.telemetry import STREAMS, log
 from chat_bridge.web.auth import ApiClient, Used, Visitor, caller_address, chat_caller, visitor_token
 from chat_bridge.web.page_texts import PAGE_TEXTS
 from chat_bridge.web.pages import page
@@ -37,7 +42,9 @@ ConversationPath = Annotated[
     str, Path(min_length=1, max_length=200, pattern=r"^[A-Za-z0-9._:@-]+$", description="The client's own id of it.")
 ]
 Caller = Annotated[Visitor | ApiClient, Depends(chat_caller)]
-ShortText = Annotated[str, StringConstraints(min_length=1, max_length=200, strip_whitespace=True)]
+# JSON can hold half a surrogate pair, which is no text; like U+0000 it is kept as U+FFFD.
+Storable = BeforeValidator(lambda value: storable(value) if isinstance(value, str) else value)
+ShortText = Annotated[str, StringConstraints(min_length=1, max_length=200, strip_whitespace=True), Storable]
 
 
 class Conversation(BaseModel):
@@ -65,7 +72,7 @@ class NewMessage(BaseModel):
     """A message to send. The same `client_msg_id` again stores nothing."""
 
     client_msg_id: ShortText
-    text: Annotated[str, Field(max_length=1_000_000)]
+    text: Annotated[str, Field(max_length=1_000_000), Storable]
     user: ChatUser | None = None
 
 
@@ -136,7 +143,7 @@ async def begin(request: Request, used: Used) -> Conversation:
     "/chat/{conversation}/messages",
     status_code=202,
     responses={200: {"model": Accepted, "description": "Stored before"}}
-    | problem_responses(401, 403, 409, 413, 422, 429, 503),
+    | problem_responses(400, 401, 403, 409, 413, 422, 429, 503),
     summary="Send a message",
 )
 async def send(
@@ -219,34 +226,42 @@ async def events(
     last_event_id: Annotated[str | None, Header(description="The last seq seen: what followed comes first.")] = None,
 ) -> EventSourceResponse:
     """Server-sent events. `message` carries its seq as `id`, so that a reconnect resumes without loss or doubles."""
-    after: int | None = None
-    if last_event_id is not None:
-        if not (last_event_id.isascii() and last_event_id.isdigit() and int(last_event_id[:20]) <= MAX_SEQ):
+    if last_event_id is None:
+        # Before the response begins: what its reader sends from then on, it also hears.
+        newest = await messages.history(used.store.database, webchat.address(conversation).id, limit=1)
+        after = newest[-1].seq if newest else 0
+    else:
+        if not (re.fullmatch(r"[0-9]{1,19}", last_event_id) and int(last_event_id) <= MAX_SEQ):
             raise Problem(422, "Last-Event-ID: must be a seq")
         after = int(last_event_id)
-    return EventSourceResponse(
-        _events(used, conversation, caller, after), ping=HEARTBEAT_SECONDS, send_timeout=SEND_SECONDS
-    )
+    return EventStream(_events(used, conversation, caller, after), ping=HEARTBEAT_SECONDS, send_timeout=SEND_SECONDS)
+
+
+class EventStream(EventSourceResponse):
+    """Cuts off a reader that takes nothing for `send_timeout`, which is no error of ours."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        except SendTimeoutError:
+            log.info("stream.cut_off")
 
 
 async def _events(
-    used: Used, conversation: str, caller: Visitor | ApiClient, after: int | None
+    used: Used, conversation: str, caller: Visitor | ApiClient, after: int
 ) -> AsyncGenerator[ServerSentEvent]:
-    where, database = webchat.address(conversation).id, used.store.database
+    where = webchat.address(conversation).id
     with STREAMS.track_inprogress():
         async with used.hot.watch(where) as hints:
-            # Listening began before reading, so that nothing falls between.
-            if after is None:
-                newest = await messages.history(database, where, limit=1)
-                after = newest[-1].seq if newest else 0
-            cursor = after
-            async for event in _stored(used, conversation, cursor):
-                cursor, sent = event
-                yield sent
-            partial = await used.hot.partial(where)
-            if partial is not None:
-                yield _sse("delta", {**partial, "offset": 0})
             try:
+                # Listening began before reading, so that nothing falls between.
+                cursor = after
+                async for event in _stored(used, conversation, cursor):
+                    cursor, sent = event
+                    yield sent
+                partial = await used.hot.partial(where)
+                if partial is not None:
+                    yield _sse("delta", {**partial, "offset": 0})
                 async for hint in hints:
                     kind = None if hint is None else hint["type"]
                     if kind in (None, "message", "resync"):
@@ -260,6 +275,9 @@ async def _events(
                         return
             except SlowReader:
                 yield _sse("error", _closing("slow_reader", "Too far behind: connect again."))
+            except StorageError as error:
+                # The response has begun, so it can only end; its reader comes again with its Last-Event-ID.
+                log.warning("stream.storage_failed", reason=str(error))
 
 
 async def _stored(used: Used, conversation: str, cursor: int) -> AsyncGenerator[tuple[int, ServerSentEvent]]:

@@ -22,7 +22,9 @@ with input as (
     s.id is not null as active, s.answered_seq, s.pending_since,
     coalesce(s.metadata ->> 'busy_policy', i.busy_policy) as policy,
     (known.id is null)::integer as fresh,
-    count(*) filter (where known.id is null) over (partition by i.conversation_id order by i.ord) as nth
+    count(*) filter (where known.id is null) over (partition by i.conversation_id order by i.ord) as nth,
+    count(*) filter (where known.id is null and i.status = 'accepted')
+      over (partition by i.conversation_id order by i.ord) as nth_accepted
   from input i
   left join lateral (
     select m.id, m.seq, m.session_id, m.content_text
@@ -41,8 +43,8 @@ with input as (
     l.*,
     case
       when l.status <> 'accepted' or l.content_type = 'command' then null
-      when l.policy = 'reject' and queue.waiting + l.nth > 1 then 'busy'
-      when queue.waiting + l.nth > l.queue_cap then 'queue_full'
+      when l.policy = 'reject' and queue.waiting + l.nth_accepted > 1 then 'busy'
+      when queue.waiting + l.nth_accepted > l.queue_cap then 'queue_full'
     end as refused,
     count(*) over (partition by l.conversation_id) as arrived
   from looked l
@@ -54,6 +56,7 @@ with input as (
       where l.pending_since is not null
         and m.conversation_id = l.conversation_id and m.seq > l.answered_seq
         and m.direction = 'inbound' and m.status = 'accepted'
+      order by m.seq -- keeps the planner on the primary key, however long the conversation is
       limit l.queue_cap
     ) w
   ) queue

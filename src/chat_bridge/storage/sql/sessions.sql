@@ -1,12 +1,14 @@
 -- name: rotate
--- Close a session and open its successor. What arrived meanwhile moves along. Run in the transaction of `complete`.
-with moved as (
-  update messages
+-- Close a session and open its successor. What arrived meanwhile moves along. Run in the transaction of `complete`,
+-- which holds the session. A session that is closed already stays as it is.
+with before as (
+  select pending_since, last_inbound_seq from sessions where conversation_id = $1 and id = $2 and status = 'active'
+), moved as (
+  update messages m
   set session_id = $4
-  where conversation_id = $1 and session_id = $2 and seq > $3 and direction = 'inbound'
-  returning seq
-), before as (
-  select pending_since, last_inbound_seq from sessions where conversation_id = $1 and id = $2
+  from before
+  where m.conversation_id = $1 and m.session_id = $2 and m.seq > $3 and m.direction = 'inbound'
+  returning m.seq
 ), old as (
   update sessions
   set status = 'closed', pending_since = null, last_inbound_seq = least(last_inbound_seq, $3),
@@ -30,12 +32,39 @@ select
 from old o, before b
 returning id;
 
+-- name: lock_session
+-- Hold an active session: nothing is received in it until the transaction ends.
+select id from sessions where id = $1 and status = 'active' for update;
+
 -- name: close_session
--- Close a session for good; the next message opens another. What waits in it is still answered.
-update sessions
-set status = 'closed'
-where id = $1 and status = 'active'
-returning conversation_id;
+-- Close a session for good; the next message opens another. What waits in it, and a turn that runs, is cancelled: a
+-- closed session never has either, so that seq is always given out by the active one. Run after `lock_session`.
+with held as materialized (
+  select s.conversation_id, s.id, s.answered_seq, s.last_inbound_seq
+  from sessions s
+  where s.id = $1 and s.status = 'active'
+  for update
+), turn as (
+  update turns t
+  set status = 'cancelled', outcome = 'cancelled', error = 'the session was closed', finished_at = clock_timestamp()
+  from held h
+  where t.conversation_id = h.conversation_id and t.status = 'running'
+), unanswered as (
+  update messages m
+  set status = 'cancelled', metadata = coalesce(m.metadata, '{}') || '{"reason": "closed"}'
+  from held h
+  where m.conversation_id = h.conversation_id and m.seq > h.answered_seq and m.session_id = h.id
+    and m.direction = 'inbound' and m.status = 'accepted'
+), settled as (
+  delete from waiting w
+  using held h
+  where w.conversation_id = h.conversation_id and w.session_id = h.id
+)
+update sessions s
+set status = 'closed', pending_since = null, answered_seq = greatest(s.answered_seq, s.last_inbound_seq)
+from held h
+where s.conversation_id = h.conversation_id and s.id = h.id
+returning s.conversation_id;
 
 -- name: get_session
 -- One session, by its id alone.
@@ -66,13 +95,14 @@ order by id desc
 limit $8;
 
 -- name: say
--- Store a notice of the bridge outside of any turn, with its outbox rows; at most one a minute.
+-- Store a notice of the bridge outside of any turn, in the active session ($2 is the message's own, which may be closed
+-- by now: then nothing is said), with its outbox rows; at most one a minute.
 with session as (
-  update sessions
-  set next_seq = next_seq + 1, message_count = message_count + 1, error_told_at = clock_timestamp()
-  where conversation_id = $1 and id = $2
-    and coalesce(error_told_at < clock_timestamp() - interval '1 minute', true)
-  returning conversation_id, id, next_seq - 1 as seq
+  update sessions s
+  set next_seq = s.next_seq + 1, message_count = s.message_count + 1, error_told_at = clock_timestamp()
+  where s.conversation_id = $1 and s.id = $2 and s.status = 'active'
+    and coalesce(s.error_told_at < clock_timestamp() - interval '1 minute', true)
+  returning s.conversation_id, s.id, s.next_seq - 1 as seq
 ), notice as (
   insert into messages (
     conversation_id, seq, id, session_id, direction, status, content_type, content_text, metadata

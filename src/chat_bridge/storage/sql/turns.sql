@@ -13,9 +13,7 @@ with wanted as (
     select
       s.conversation_id, s.id, s.answered_seq, s.platform, s.account, s.platform_conversation_id, s.thread, s.metadata
     from sessions s
-    where s.conversation_id = w.conversation_id and s.last_inbound_seq > s.answered_seq
-    order by s.id
-    limit 1
+    where s.conversation_id = w.conversation_id and s.status = 'active' and s.last_inbound_seq > s.answered_seq
     for update
   ) s
 ), waiting as materialized (
@@ -79,6 +77,7 @@ order by c.id, t.seq;
 -- name: complete
 -- End turns: fence by the running row, store the reply and its outbox rows, move the session's cursor. A row that is
 -- not returned was not ours any more, and nothing was written for it.
+-- Locks sessions first and turns then, each in the order of conversation_id, as every statement does: no deadlocks.
 with input as (
   select *
   from unnest(
@@ -88,24 +87,31 @@ with input as (
     conversation_id, turn_id, status, outcome, error, agent_request_id, usage, message_id, content_text,
     content_type, parts, error_text, metadata, session_metadata
   )
-), turn as (
+), held as materialized (
   -- `finished_at is null` says what `status = 'running'` says, but keeps the planner off the index on running turns,
   -- which it would read whole.
-  update turns t
-  set status = i.status, outcome = i.outcome, error = i.error, usage = i.usage::jsonb, finished_at = clock_timestamp(),
-    agent_request_id = i.agent_request_id
+  select i.*, t.session_id, t.first_seq, t.last_seq, s.error_told_at
   from input i
-  where t.conversation_id = i.conversation_id and t.id = i.turn_id and t.finished_at is null
-  returning t.session_id, t.first_seq, t.last_seq, i.*
+  join turns t on t.conversation_id = i.conversation_id and t.id = i.turn_id and t.finished_at is null
+  join sessions s on s.conversation_id = t.conversation_id and s.id = t.session_id
+  order by s.conversation_id
+  for update of s
 ), locked as materialized (
   select
-    t.*,
-    t.message_id is not null
-      and not (t.error_text and coalesce(s.error_told_at > clock_timestamp() - interval '1 minute', false)) as tell
-  from turn t
-  join sessions s on s.conversation_id = t.conversation_id and s.id = t.session_id
+    h.*,
+    h.message_id is not null
+      and not (h.error_text and coalesce(h.error_told_at > clock_timestamp() - interval '1 minute', false)) as tell
+  from held h
+  join turns t on t.conversation_id = h.conversation_id and t.id = h.turn_id
+  where t.finished_at is null
   order by t.conversation_id
-  for update of s
+  for update of t
+), turn as (
+  update turns t
+  set status = l.status, outcome = l.outcome, error = l.error, usage = l.usage::jsonb, finished_at = clock_timestamp(),
+    agent_request_id = l.agent_request_id
+  from locked l
+  where t.conversation_id = l.conversation_id and t.id = l.turn_id
 ), session as (
   update sessions s
   set next_seq = s.next_seq + l.tell::integer,
@@ -159,10 +165,19 @@ left join (
 
 -- name: renew
 -- Keep turns. A turn that is not returned is lost: its worker must stop.
-update turns
+with held as materialized (
+  select t.conversation_id, t.id
+  from unnest($1::uuid[], $2::uuid[]) as i (conversation_id, id)
+  join turns t using (conversation_id, id)
+  where t.finished_at is null
+  order by t.conversation_id
+  for update of t
+)
+update turns t
 set lease_until = clock_timestamp() + $3::interval
-where (conversation_id, id) in (select * from unnest($1::uuid[], $2::uuid[])) and finished_at is null
-returning id;
+from held h
+where t.conversation_id = h.conversation_id and t.id = h.id
+returning t.id;
 
 -- name: supersede
 -- Take the running turn away without an answer: its messages wait again, for a turn with the newer ones, or elsewhere.
@@ -173,10 +188,18 @@ returning id;
 
 -- name: recover
 -- Turns whose worker let the lease run out (or, with $1, all of them: when no other process can exist).
-update turns
+-- A turn that is locked is being renewed or ended.
+with lost as materialized (
+  select conversation_id, id
+  from turns
+  where status = 'running' and (lease_until < clock_timestamp() or $1)
+  for update skip locked
+)
+update turns t
 set status = 'superseded', outcome = 'superseded', error = 'the lease ran out', finished_at = clock_timestamp()
-where status = 'running' and (lease_until < clock_timestamp() or $1)
-returning conversation_id, id;
+from lost l
+where t.conversation_id = l.conversation_id and t.id = l.id
+returning t.conversation_id, t.id;
 
 -- name: find_pending
 -- Conversations with messages that wait and no turn: nobody is on them.

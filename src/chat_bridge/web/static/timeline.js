@@ -63,7 +63,7 @@ export class Timeline {
     const element = this.#unsentElement(message);
     element.classList.add("waiting");
     element.classList.remove("refused");
-    element.querySelector(".foot").replaceChildren(create("span", "state", this.#texts.sending));
+    this.#footOf(element, "off").replaceChildren(create("span", "state", this.#texts.sending));
     this.#log.append(element);
   }
 
@@ -71,7 +71,7 @@ export class Timeline {
     const element = this.#unsentElement(message);
     element.classList.add("refused");
     element.classList.remove("waiting");
-    element.querySelector(".foot").replaceChildren(
+    this.#footOf(element, "polite").replaceChildren(
       create("span", "state", this.#texts.refused.replace("{reason}", message.reason)),
       this.#choice(this.#texts.retry, () => this.#onRetry(message)),
       this.#choice(this.#texts.discard, () => this.#discard(message)),
@@ -122,10 +122,17 @@ export class Timeline {
   }
 
   #foot(element, { created_at, status }) {
-    const foot = element.querySelector(".foot");
+    const foot = this.#footOf(element, "off");
     foot.replaceChildren(timeElement(created_at, this.#language));
     const word = { failed: this.#texts.failed, cancelled: this.#texts.cancelled, skipped: this.#texts.skipped }[status];
     if (word) foot.append(create("span", "state", word));
+  }
+
+  // Of what stands below a message only a refusal is worth being read out.
+  #footOf(element, live) {
+    const foot = element.querySelector(".foot");
+    foot.ariaLive = live;
+    return foot;
   }
 
   #choice(label, act) {

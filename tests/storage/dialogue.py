@@ -1,0 +1,151 @@
+"""What the tests of the storage say to a store, and how they look behind it."""
+
+import asyncio
+from collections.abc import AsyncGenerator
+from contextlib import AsyncExitStack, asynccontextmanager
+from itertools import count
+from typing import Any
+
+import asyncpg
+
+from chat_bridge.model import Address, BusyPolicy, InboundEvent, Turn, TurnOutcome, User, new_message_id
+from chat_bridge.storage.messages import Arrival
+from chat_bridge.storage.store import Store
+from chat_bridge.storage.turns import Completion, Wish
+
+CHAT = Address("webchat", "main", "a-chat")
+ADA = User("ada", "Ada", "ada_l", "en")
+
+_keys = count(1)
+
+
+def chat(name: object) -> Address:
+    """A conversation of its own."""
+    return Address("webchat", "main", f"chat-{name}")
+
+
+def said(text: str = "hello", *, to: Address = CHAT, key: str | None = None, user: User = ADA, **more: Any) -> Arrival:
+    """A message of a user; every one has a key of its own unless given. `more` is the Arrival's, or the event's."""
+    own = {name: more.pop(name) for name in ("content_type", "skip_reason", "busy_policy", "queue_cap") if name in more}
+    event = InboundEvent(to, f"key-{next(_keys)}" if key is None else key, user, text, **more)
+    return Arrival(event, **own)
+
+
+def command(text: str, *, to: Address = CHAT) -> Arrival:
+    return said(text, to=to, content_type="command")
+
+
+def wish(to: Address = CHAT, policy: BusyPolicy = BusyPolicy.COLLECT, most: int = 1000) -> Wish:
+    return Wish(to.id, "echo", policy, most)
+
+
+def ending(
+    turn: Turn, text: str = "the answer", outcome: TurnOutcome = TurnOutcome.ANSWERED, **more: Any
+) -> Completion:
+    """The end of a turn, with a reply in one part."""
+    return Completion(turn, outcome, text, new_message_id(), **{"parts": 1, **more})
+
+
+async def claimed(store: Store, to: Address = CHAT, policy: BusyPolicy = BusyPolicy.COLLECT) -> Turn:
+    """A turn that must be had."""
+    turn = await store.claim(wish(to, policy))
+    assert turn is not None
+    return turn
+
+
+async def answer_all(store: Store, to: Address = CHAT) -> None:
+    """Answer until nothing waits."""
+    while (turn := await store.claim(wish(to))) is not None:
+        assert await store.complete(ending(turn)) is not None
+
+
+def texts(turn: Turn) -> list[str]:
+    return [message.text for message in turn.messages]
+
+
+async def statuses(store: Store, to: Address = CHAT) -> dict[str, str]:
+    """What became of each inbound message, by its text."""
+    return {
+        message.text: message.status
+        for message in await store.history(to.id, limit=1000)
+        if message.direction == "inbound"
+    }
+
+
+@asynccontextmanager
+async def opened(dsn: str, **options: Any) -> AsyncGenerator[Store]:
+    """A store on a database that has its schema."""
+    async with Store.open(dsn, migrate_schema=False, **options) as store:
+        yield store
+
+
+@asynccontextmanager
+async def opened_often(dsn: str, number: int, **options: Any) -> AsyncGenerator[list[Store]]:
+    """Several stores on one database, as several processes have them."""
+    async with AsyncExitStack() as stack:
+        yield [await stack.enter_async_context(opened(dsn, owner=f"store-{n}", **options)) for n in range(number)]
+
+
+@asynccontextmanager
+async def looking(dsn: str) -> AsyncGenerator[asyncpg.Connection]:
+    """A connection of the test's own."""
+    connection = await asyncpg.connect(dsn)
+    try:
+        yield connection
+    finally:
+        await connection.close()
+
+
+async def tell_deadlocks_soon(dsn: str) -> None:
+    """Have connections that are opened from now on look for a deadlock after 20 ms, not 1 s."""
+    async with looking(dsn) as connection:
+        await connection.execute("""do $$ begin
+            execute format('alter database %I set deadlock_timeout = 20', current_database()); end $$""")
+
+
+async def deadlocks(dsn: str) -> int:
+    """How many there were. The connections that may have met them must be closed: only then is their count told."""
+    async with looking(dsn) as connection:
+        while await connection.fetchval(
+            "select count(*) from pg_stat_activity where datname = current_database() and pid <> pg_backend_pid()"
+        ):
+            await asyncio.sleep(0.01)
+        return await connection.fetchval("select deadlocks from pg_stat_database where datname = current_database()")
+
+
+# Each finds rows that must not be.
+NEVER = {
+    "a session counts its messages wrongly": """
+        select s.id from sessions s where s.message_count <>
+          (select count(*) from messages m where m.conversation_id = s.conversation_id and m.session_id = s.id)""",
+    "a message has no session": """
+        select m.id from messages m where not exists
+          (select from sessions s where s.conversation_id = m.conversation_id and s.id = m.session_id)""",
+    "a message waits where nobody looks for it": """
+        select m.id from messages m
+        join sessions s on s.conversation_id = m.conversation_id and s.id = m.session_id
+        where m.direction = 'inbound' and m.status = 'accepted' and m.seq > s.answered_seq
+          and s.pending_since is null""",
+    "a session waits for nothing": """
+        select s.id from sessions s where s.pending_since is not null and not exists
+          (select from messages m where m.conversation_id = s.conversation_id and m.session_id = s.id
+            and m.direction = 'inbound' and m.status = 'accepted' and m.seq > s.answered_seq)""",
+    "the next seq is taken": """
+        select m.id from messages m join sessions s on s.conversation_id = m.conversation_id and s.status = 'active'
+        where m.seq >= s.next_seq""",
+    "two sessions are active": """
+        select conversation_id from sessions where status = 'active' group by conversation_id having count(*) > 1""",
+    "two turns are running": """
+        select conversation_id from turns where status = 'running' group by conversation_id having count(*) > 1""",
+    "a message was answered twice": """
+        select a.id from turns a join turns b on b.conversation_id = a.conversation_id and b.id > a.id
+        where a.status in ('done', 'failed', 'cancelled') and b.status in ('done', 'failed', 'cancelled')
+          and a.first_seq <= b.last_seq and b.first_seq <= a.last_seq""",
+}
+
+
+async def assert_consistent(dsn: str) -> None:
+    """Look for every contradiction between the rows of a database."""
+    async with looking(dsn) as connection:
+        found = {what: await connection.fetch(query) for what, query in NEVER.items()}
+    assert {what: rows for what, rows in found.items() if rows} == {}

@@ -1,0 +1,203 @@
+"""How PostgreSQL finds rows in big tables: by an index, and no more of them than asked for."""
+
+import json
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import asynccontextmanager
+from datetime import timedelta
+from typing import Any
+from uuid import UUID
+
+import asyncpg
+
+from chat_bridge.model import new_message_id, new_session_id, new_turn_id
+from chat_bridge.storage import messages
+from chat_bridge.storage.postgres import QUERIES
+from tests.storage.dialogue import CHAT, looking, said
+
+LONG = 100_000  # messages of one conversation
+SESSION = UUID("019a0000-0000-7000-8000-000000000000")
+BIG = {"messages", "sessions", "turns", "deliveries", "users"}
+
+SHORT = 20_000  # other conversations, of one message each
+
+# Ids grow with time, as uuid v7 does.
+FILL = f"""
+insert into sessions (conversation_id, id, platform, account, platform_conversation_id, user_id, next_seq,
+  message_count, answered_seq, last_inbound_seq, pending_since)
+values ('{CHAT.id}', '{SESSION}', 'webchat', 'main', 'a-chat', 'ada', {LONG + 1}, {LONG}, {LONG - 1}, {LONG}, now());
+insert into waiting values ('{CHAT.id}', '{SESSION}');
+insert into messages (conversation_id, seq, id, session_id, direction, status, content_text, event_key, sender_id)
+select '{CHAT.id}', n, lpad(to_hex(n), 32, '0')::uuid, '{SESSION}', 'inbound', 'accepted', 'text ' || n, 'key ' || n,
+  'ada'
+from generate_series(1, {LONG}) n;
+insert into sessions (conversation_id, id, platform, account, platform_conversation_id, next_seq, message_count,
+  answered_seq, last_inbound_seq)
+select md5('c' || n)::uuid, md5('s' || n)::uuid, 'webchat', 'main', 'c' || n, 2, 1, 1, 1
+from generate_series(1, {SHORT}) n;
+insert into messages (conversation_id, seq, id, session_id, direction, status, event_key, sender_id)
+select md5('c' || n)::uuid, 1, lpad(to_hex(n + {LONG}), 32, '0')::uuid, md5('s' || n)::uuid, 'inbound', 'accepted', 'k',
+  'u' || n
+from generate_series(1, {SHORT}) n;
+insert into turns (conversation_id, id, session_id, first_seq, last_seq, lease_until, owner, agent, status, finished_at)
+select md5('c' || n)::uuid, md5('t' || n)::uuid, md5('s' || n)::uuid, 1, 1, now(), 'o', 'a', 'done', now()
+from generate_series(1, {SHORT}) n;
+insert into deliveries (conversation_id, seq, part, idempotency_key, status)
+select md5('c' || n)::uuid, 1, 1, md5('d' || n)::uuid, 'sent'
+from generate_series(1, {SHORT}) n;
+insert into users (platform, account, platform_user_id)
+select 'webchat', 'main', 'u' || n
+from generate_series(1, {SHORT}) n;
+"""
+
+
+@asynccontextmanager
+async def filled(dsn: str) -> AsyncGenerator[asyncpg.Connection]:
+    """The big tables, in a connection that changes nothing in the end."""
+    async with looking(dsn) as connection, _passing(connection):
+        await connection.execute(FILL)
+        await connection.execute("select brin_summarize_new_values('messages_id')")
+        await connection.execute("analyze")
+        yield connection
+
+
+@asynccontextmanager
+async def _passing(connection: asyncpg.Connection) -> AsyncGenerator[None]:
+    transaction = connection.transaction()
+    await transaction.start()
+    try:
+        yield
+    finally:
+        await transaction.rollback()
+
+
+async def plan(connection: asyncpg.Connection, query: str, *arguments: object) -> dict[str, Any]:
+    """Run a named query and tell how; what it changes is taken back. It stays prepared in the connection."""
+    if not await connection.fetchval("select 1 from pg_prepared_statements where name = $1", query):
+        await connection.execute(f"prepare {query} as {QUERIES[query]}")
+    types = await connection.fetchval("select parameter_types from pg_prepared_statements where name = $1", query)
+    literals = [
+        await connection.fetchval(f"select quote_nullable($1::{type_}::text)", argument)
+        for type_, argument in zip(types, arguments, strict=True)
+    ]
+    async with _passing(connection):
+        (answer,) = json.loads(
+            await connection.fetchval(
+                f"explain (analyze, buffers, format json) execute {query} ({', '.join(literals)})"
+            )
+        )
+    return answer["Plan"]
+
+
+def nodes(node: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    yield node
+    for part in node.get("Plans", ()):
+        yield from nodes(part)
+
+
+def on(found: dict[str, Any], table: str) -> list[dict[str, Any]]:
+    """The nodes that read a table and ran."""
+    return [
+        node
+        for node in nodes(found)
+        if node.get("Relation Name") == table and node["Actual Loops"] and "Scan" in node["Node Type"]
+    ]
+
+
+def buffers(found: dict[str, Any]) -> int:
+    return found["Shared Hit Blocks"] + found["Shared Read Blocks"]
+
+
+PAGES = [
+    ("history_before", [2**63 - 1, 50], "Backward"),
+    ("history_before", [LONG // 2, 50], "Backward"),
+    ("history_after", [LONG // 2, 50], "Forward"),
+    ("history_after", [0, 50], "Forward"),
+]
+
+
+async def test_reading_a_long_conversation_costs_no_more_than_what_is_read(database: str) -> None:
+    async with filled(database) as connection:
+        for query, arguments, direction in PAGES:
+            found = await plan(connection, query, CHAT.id, *arguments)
+            (scan,) = on(found, "messages")
+            assert (scan["Node Type"], scan["Index Name"]) == ("Index Scan", "messages_pkey")
+            assert scan["Scan Direction"] == direction
+            assert (scan["Actual Rows"], scan.get("Rows Removed by Filter", 0)) == (50, 0)
+            assert not [node for node in nodes(found) if "Sort" in node["Node Type"]]
+            assert buffers(found) < 30
+
+        found = await plan(connection, "session_history", CHAT.id, SESSION, 2**63 - 1, 50)
+        assert buffers(found) < 30
+
+        found = await plan(connection, "find_message", UUID(int=LONG // 2))
+        blocks = await connection.fetchval("select pg_relation_size('messages') / current_setting('block_size')::int")
+        assert "messages_id" in {node.get("Index Name") for node in nodes(found)}
+        assert "Seq Scan" not in {node["Node Type"] for node in on(found, "messages")}
+        assert buffers(found) < 100 < blocks / 5
+
+
+def receive_arguments() -> list[list[object]]:
+    return [list(column) for column in zip(*(messages._columns(said(f"{n}")) for n in range(3)), strict=True)]
+
+
+STATEMENTS: dict[str, list[object]] = {
+    "receive": receive_arguments(),
+    "claim": [[CHAT.id], [new_turn_id()], ["agent"], ["collect"], [1000], "owner", timedelta(seconds=30)],
+    "complete": [
+        [CHAT.id], [UUID(int=7)], ["done"], ["answered"], [None], [None], [None], [new_message_id()], ["text"],
+        ["text"],        [1], [False], [None], [None],
+    ],
+    "rotate": [CHAT.id, SESSION, LONG - 1, new_session_id()],
+    "say": [CHAT.id, SESSION, new_message_id(), "text", None, 1],
+    "renew": [[CHAT.id], [UUID(int=7)], timedelta(seconds=30)],
+    "supersede": [CHAT.id, None, "reason"],
+    "recover": [False],
+    "find_pending": [100],
+    "due_deliveries": [100, ["webchat"]],
+    "finish_deliveries": [[CHAT.id], [LONG], [1], ["sent"], [None], [None], [0.0], [1]],
+    "close_session": [SESSION],
+    "get_session": [SESSION],
+    "active_session": [CHAT.id],
+    "turns_of_message": [CHAT.id, LONG],
+    "turn": [CHAT.id, UUID(int=7)],
+}  # fmt: skip
+TURN = f"""
+insert into turns (conversation_id, id, session_id, first_seq, last_seq, lease_until, owner, agent)
+values ('{CHAT.id}', '{UUID(int=7)}', '{SESSION}', {LONG}, {LONG}, now() - interval '1 s', 'o', 'a')
+"""
+
+
+async def test_no_statement_reads_a_big_table_from_end_to_end(any_database: str) -> None:
+    async with filled(any_database) as connection:
+        assert await whole_reads(connection) == {}
+
+
+async def test_nor_with_a_plan_that_was_made_while_the_tables_were_empty(any_database: str) -> None:
+    # PostgreSQL plans again once it has analysed the tables; until then it believes what it believed.
+    async with looking(any_database) as connection:
+        await connection.execute("set plan_cache_mode = force_generic_plan")
+        for name, arguments in STATEMENTS.items():
+            await plan(connection, name, *arguments)
+        async with _passing(connection):
+            await connection.execute(FILL)
+            await connection.execute("analyze")
+            assert await whole_reads(connection) == {}
+
+
+async def whole_reads(connection: asyncpg.Connection) -> dict[str, list[tuple[str, str]]]:
+    """The statements that read much more than they need, and what they read."""
+    found: dict[str, list[tuple[str, str]]] = {}
+    for name, arguments in STATEMENTS.items():
+        async with _passing(connection):
+            if name != "claim":
+                await connection.execute(TURN)
+            answer = await plan(connection, name, *arguments)
+            whole = [
+                (node["Node Type"], node["Relation Name"])
+                for table in BIG
+                for node in on(answer, table)
+                if node["Actual Rows"] * node["Actual Loops"] + node.get("Rows Removed by Filter", 0) > 5000
+            ]
+            if whole:
+                found[name] = whole
+    return found

@@ -1,0 +1,235 @@
+"""Redis: it makes things fresh, it may go away at any moment, and nobody waits for it or fails by it."""
+
+import asyncio
+import shutil
+import subprocess
+import tempfile
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+import redis.asyncio
+
+from chat_bridge.model import ConversationId, new_turn_id
+from chat_bridge.storage.redis import CONTROL, Event, Hot, SlowReader
+from tests.needs import unavailable
+from tests.servers import accepts_connections, find_redis
+from tests.storage.dialogue import CHAT, chat
+
+FOREVER = 10**9  # seconds: a window that no test sees the end of
+
+
+@asynccontextmanager
+async def watching(hot: Hot, conversation: ConversationId = CHAT.id) -> AsyncGenerator[AsyncIterator[Event]]:
+    """The events of a conversation, from when they come through; calls to look at PostgreSQL are left out."""
+    async with hot.watch(conversation) as events:
+        await heard(hot, conversation, events)
+        yield (event async for event in events if event and event["type"] not in ("hello", "resync"))
+
+
+async def heard(hot: Hot, conversation: ConversationId, events: AsyncIterator[Event | None]) -> list[str]:
+    """Publish until it arrives; the types of what came before."""
+
+    async def publish() -> None:
+        while True:
+            await hot.publish(conversation, {"type": "hello"})
+            await asyncio.sleep(0.01)
+
+    publishing, before = asyncio.create_task(publish()), list[str]()
+    try:
+        async for event in events:
+            if event is not None and event["type"] == "hello":
+                return before
+            before.append(event["type"] if event else "silence")
+    finally:
+        publishing.cancel()
+        await asyncio.wait([publishing])
+    raise AssertionError("the events ended")
+
+
+async def test_every_reader_hears_the_events_of_its_conversation_in_order(any_redis_url: str | None) -> None:
+    async with Hot.open(any_redis_url) as hot:
+        async with watching(hot) as one, watching(hot) as two, watching(hot, chat(2).id) as other:
+            for number in range(20):
+                await hot.publish(CHAT.id, {"type": "message", "seq": number})
+            await hot.touch(chat(2).id, {"type": "message", "seq": 99})
+            for reader in (one, two):
+                assert [(await anext(reader))["seq"] for _ in range(20)] == list(range(20))
+            assert (await anext(other))["seq"] == 99
+        async with watching(hot) as again:
+            await hot.publish(CHAT.id, {"type": "message", "seq": 1})
+            assert (await anext(again))["seq"] == 1
+
+
+async def test_two_processes_hear_each_other(redis_url: str) -> None:
+    async with Hot.open(redis_url) as one, Hot.open(redis_url) as other, watching(one) as events:
+        await other.publish(CHAT.id, {"type": "message", "seq": 1})
+        assert await anext(events) == {"type": "message", "seq": 1}
+
+
+async def test_an_answer_so_far_is_told_in_pieces_and_kept_whole_for_latecomers(any_redis_url: str | None) -> None:
+    turn = new_turn_id()
+    async with Hot.open(any_redis_url) as hot, watching(hot) as events:
+        assert await hot.partial(CHAT.id) is None
+        await hot.publish_partial(CHAT.id, turn, "Good", 0)
+        await hot.publish_partial(CHAT.id, turn, "Good morning 😀", 4)
+        assert await hot.partial(CHAT.id) == {"turn_id": str(turn), "text": "Good morning 😀"}
+        await hot.end_partial(CHAT.id, {"type": "message", "seq": 2}, {"type": "end_of_turn"})
+        assert await hot.partial(CHAT.id) is None
+        assert [await anext(events) for _ in range(4)] == [
+            {"type": "delta", "turn_id": str(turn), "offset": 0, "text": "Good"},
+            {"type": "delta", "turn_id": str(turn), "offset": 4, "text": " morning 😀"},
+            {"type": "message", "seq": 2},
+            {"type": "end_of_turn"},
+        ]
+
+
+async def test_a_limit_counts_each_name_by_itself(any_redis_url: str | None) -> None:
+    async with Hot.open(any_redis_url) as hot:
+        assert [await hot.allow("ada", 3, FOREVER) for _ in range(3)] == [0, 0, 0]
+        assert await hot.allow("ada", 3, FOREVER) > 0
+        assert await hot.allow("bob", 3, FOREVER) == 0
+
+
+async def test_the_index_of_active_conversations_forgets_the_old_ones(any_redis_url: str | None) -> None:
+    async with Hot.open(any_redis_url) as hot:
+        for number in (1, 2, 3, 1):
+            await hot.touch(chat(number).id, {"type": "message"})
+        assert await hot.active_conversations() == 3
+        hot._ttl = -60  # as if a minute more than the time had passed
+        assert await hot.active_conversations() == 0
+
+
+async def test_control_reaches_every_process(any_redis_url: str | None) -> None:
+    heard_by: list[asyncio.Queue[Event]] = [asyncio.Queue(), asyncio.Queue()]
+    async with Hot.open(any_redis_url) as one, Hot.open(any_redis_url) as other:
+        for hot, queue in zip((one, other), heard_by, strict=True):
+            hot.handle_control(queue.put)
+            async with watching(hot):  # connected
+                pass
+        await one.control({"type": "stop", "conversation": "c"})
+        for queue in heard_by if any_redis_url else heard_by[:1]:
+            assert await queue.get() == {"type": "stop", "conversation": "c"}
+
+
+async def test_an_event_that_can_not_be_read_or_handled_stops_nothing(any_redis_url: str | None) -> None:
+    async def fail(event: Event) -> None:
+        raise ValueError(event)
+
+    async with Hot.open(any_redis_url) as hot, watching(hot) as events:
+        hot.handle_control(fail)
+        await hot.control({"type": "stop"})
+        await hot._client.publish(CONTROL, "{")
+        await hot._client.publish(f"chat-bridge:{{{CHAT.id}}}:events", "{")
+        await hot.publish(CHAT.id, {"type": "message", "seq": 1})
+        assert await anext(events) == {"type": "message", "seq": 1}
+
+
+async def test_a_slow_reader_is_cut_off_and_no_other(any_redis_url: str | None) -> None:
+    async with Hot.open(any_redis_url) as hot, watching(hot) as quick, watching(hot) as slow:
+        for number in range(600):
+            await hot.publish(CHAT.id, {"type": "message", "seq": number})
+            assert (await anext(quick))["seq"] == number
+        with pytest.raises(SlowReader):
+            await anext(slow)
+
+
+async def test_dismissed_watchers_read_what_came_and_end(any_redis_url: str | None) -> None:
+    async with Hot.open(any_redis_url) as hot, watching(hot) as events:
+        await hot.publish(CHAT.id, {"type": "message"})
+        assert await anext(events) == {"type": "message"}
+        hot.dismiss_watchers()
+        assert [event async for event in events] == []
+
+
+# Away.
+
+
+class RedisServer:
+    """A Redis of the test's own, to be killed and started again."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self.url = f"unix://{folder / 'redis.sock'}"
+        self._process: subprocess.Popen[bytes] | None = None
+
+    async def start(self) -> None:
+        door = self._folder / "redis.sock"
+        options = {"port": "0", "unixsocket": str(door), "dir": str(self._folder), "save": "", "logfile": "log"}
+        command = [find_redis(), *(word for name, value in options.items() for word in (f"--{name}", value))]
+        self._process = subprocess.Popen(command)
+        while not accepts_connections(door):
+            assert self._process.poll() is None, (self._folder / "log").read_text()
+            await asyncio.sleep(0.01)
+
+    def kill(self) -> None:
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+            self._process = None
+
+
+@pytest.fixture
+def server() -> Iterator[RedisServer]:
+    if shutil.which("redis-server") is None:
+        unavailable("redis-server is not installed")
+    with tempfile.TemporaryDirectory(prefix="redis-") as folder:
+        server = RedisServer(Path(folder))
+        yield server
+        server.kill()
+
+
+async def everything_is_soft(hot: Hot) -> None:
+    """No operation fails for want of Redis."""
+    assert not await hot.ping()
+    await hot.touch(CHAT.id, {"type": "message"})
+    await hot.publish(CHAT.id, {"type": "message"})
+    await hot.control({"type": "stop"})
+    await hot.publish_partial(CHAT.id, new_turn_id(), "text", 0)
+    await hot.end_partial(CHAT.id)
+    assert await hot.partial(CHAT.id) is None
+    assert [await hot.allow("ada", 1) for _ in range(3)] == [0, 0, 0]
+    assert await hot.active_conversations() == 0
+    async with hot.watch(chat("another").id):
+        pass
+    assert not hot.reachable
+
+
+async def test_nothing_fails_while_redis_was_never_there_and_it_is_found_later(server: RedisServer) -> None:
+    async with Hot.open(server.url) as hot:
+        await everything_is_soft(hot)
+        async with hot.watch(CHAT.id) as events:
+            await server.start()
+            before = await heard(hot, CHAT.id, events)
+        assert before == ["resync"], "what was missed is to be read from PostgreSQL"
+        assert hot.reachable
+
+
+async def test_nothing_fails_when_redis_is_killed_and_readers_are_told_when_it_is_back(server: RedisServer) -> None:
+    await server.start()
+    async with Hot.open(server.url) as hot, hot.watch(CHAT.id) as events:
+        assert hot.reachable
+        await heard(hot, CHAT.id, events)
+        for _ in range(3):
+            server.kill()
+            await everything_is_soft(hot)
+            await server.start()
+            before = await heard(hot, CHAT.id, events)
+            assert set(before) == {"resync"}, "what was missed is to be read from PostgreSQL"
+            assert await hot.ping()
+            assert hot.reachable
+
+
+async def test_readers_are_told_even_if_redis_was_away_for_a_moment_only(server: RedisServer) -> None:
+    await server.start()
+    async with Hot.open(server.url) as hot, hot.watch(CHAT.id) as events:
+        await heard(hot, CHAT.id, events)
+        async with redis.asyncio.from_url(server.url) as admin:
+            await admin.client_kill_filter(_type="pubsub")
+        assert "resync" in await heard(hot, CHAT.id, events)
+
+
+async def test_a_wrong_address_is_no_error() -> None:
+    async with Hot.open("redis://127.0.0.1:1/0") as hot:
+        await everything_is_soft(hot)
