@@ -130,6 +130,13 @@ NEVER = {
         select s.id from sessions s where s.pending_since is not null and not exists
           (select from messages m where m.conversation_id = s.conversation_id and m.session_id = s.id
             and m.direction = 'inbound' and m.status = 'accepted' and m.seq > s.answered_seq)""",
+    "a closed session waits": """
+        select id from sessions
+        where status = 'closed' and (pending_since is not null or last_inbound_seq > answered_seq)
+        union all select session_id from waiting w join sessions s on s.id = w.session_id where s.status = 'closed'""",
+    "the sweep does not find what waits, or finds what does not": """
+        select s.id from sessions s full join waiting w on w.session_id = s.id
+        where (s.pending_since is null) = (w.session_id is not null) or s.id is null""",
     "the next seq is taken": """
         select m.id from messages m join sessions s on s.conversation_id = m.conversation_id and s.status = 'active'
         where m.seq >= s.next_seq""",

@@ -124,7 +124,7 @@ async def test_races_are_won_by_one_behind_a_pooler_too(pooled: str, database: s
 
         await asyncio.gather(close(), *(store.receive(said(to=address)) for store in stores for _ in range(5)))
         await answer_all(stores[1], address)
-        assert set((await statuses(stores[0], address)).values()) == {"answered"}
+        assert set((await statuses(stores[0], address)).values()) <= {"answered", "cancelled"}
     await assert_consistent(database)
 
 

@@ -155,6 +155,7 @@ STATEMENTS: dict[str, list[object]] = {
     "find_pending": [100],
     "due_deliveries": [100, ["webchat"]],
     "finish_deliveries": [[CHAT.id], [LONG], [1], ["sent"], [None], [None], [0.0], [1]],
+    "lock_session": [SESSION],
     "close_session": [SESSION],
     "get_session": [SESSION],
     "active_session": [CHAT.id],

@@ -310,21 +310,24 @@ async def test_pending_conversations_are_found_longest_waiting_first(any_databas
         }
 
 
-@pytest.mark.parametrize("close_both", [False, True])
-async def test_what_waits_in_a_closed_session_is_found_and_answered_first(any_database: str, close_both: bool) -> None:
+async def test_closing_a_session_cancels_its_turn_and_what_waits(any_database: str) -> None:
     async with opened(any_database) as store:
-        first = await store.receive(said("old"))
-        await sessions.close_session(store.database, first.session_id)
-        second = await store.receive(said("new"))
-        if close_both:
-            await sessions.close_session(store.database, second.session_id)
-        assert [texts(turn) for turn in [await claimed(store)]] == [["old"]]
-        await turns.supersede(store.database, CHAT.id, "")
-        assert await turns_taken(store, COLLECT) == [["old"], ["new"]]
-        history = await store.history(CHAT.id)
-        assert [message.seq for message in history] == [1, 2, 3, 4]
+        first = await store.receive(said("taken"))
+        turn = await claimed(store)
+        await store.receive(said("waiting"))
+        assert await sessions.close_session(store.database, first.session_id)
+        assert await turns.renew(store.database, [turn], 30) == set(), "its worker is told to stop"
+        for new_session in (False, True):
+            assert await store.complete(ending(turn, "stale"), follow_with_new_session=new_session) is None
+        assert await store.claim(wish()) is None
         assert await turns.find_pending(store.database) == []
-        await store.receive(said("newer"))
+        await store.receive(said("new"))
+        assert texts(await claimed(store)) == ["new"]
+        assert [(m.text, m.seq, m.status, m.metadata) for m in await store.history(CHAT.id)] == [
+            ("taken", 1, "cancelled", {"reason": "closed"}),
+            ("waiting", 2, "cancelled", {"reason": "closed"}),
+            ("new", 3, "pending", {}),
+        ]
     await assert_consistent(any_database)
 
 

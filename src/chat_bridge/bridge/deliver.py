@@ -39,6 +39,12 @@ class Deliverer:
     async def redeliver(self, deliveries: Sequence[Delivery]) -> None:
         """Send what the sweep found due."""
         for delivery in deliveries:
+            if delivery.address.platform not in self._platforms:
+                # Another process may have it, or this one after a change of its settings.
+                error = f"{delivery.address.platform} is switched off"
+                result = DeliveryResult(delivery, "pending", error=error, retry_seconds=LONGEST_RETRY_SECONDS)
+                await self._store.finish_delivery(result)
+                continue
             parts = self._platforms[delivery.address.platform].split(delivery.text)
             if delivery.part > len(parts):
                 result = DeliveryResult(delivery, "failed", error="the reply now splits into fewer parts")

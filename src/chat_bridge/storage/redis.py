@@ -26,6 +26,7 @@ T = TypeVar("T")
 CONTROL = "chat-bridge:control"
 ACTIVE = "chat-bridge:active"
 PARTIAL_SECONDS = 900
+CONFIRM_SECONDS = 1.0
 _QUEUE = 512  # events a slow reader may be behind before it is cut off
 RESYNC: Event = {"type": "resync"}
 _END: Event = {"type": "end"}
@@ -51,6 +52,8 @@ class Hot:
         self._ttl = session_ttl_seconds
         self._readers: dict[str, set[asyncio.Queue[Event]]] = {}
         self._subscriptions: Any = None
+        self._subscribed: dict[str, asyncio.Event] = {}  # channels asked for; set when the server has confirmed
+        self._subscribing = asyncio.Lock()
         self._on_control: Callable[[Event], Awaitable[None]] | None = None
         self.reachable = True
 
@@ -171,16 +174,14 @@ class Hot:
         queue: asyncio.Queue[Event] = asyncio.Queue(_QUEUE)
         readers = self._readers.setdefault(channel, set())
         readers.add(queue)
-        if len(readers) == 1:
-            await self._change_subscription(lambda: self._subscribe(channel))
+        await self._follow(channel)
         try:
             yield _read(queue)
         finally:
             readers.discard(queue)
             if not readers:
                 self._readers.pop(channel, None)
-                if self._subscriptions is not None:
-                    await self._change_subscription(lambda: self._subscriptions.unsubscribe(channel))
+                await self._follow(channel)
 
     def dismiss_watchers(self) -> None:
         """End every `watch` of this process, after what it has not read yet."""
@@ -188,17 +189,34 @@ class Hot:
             for queue in readers:
                 _put(queue, _END)
 
-    async def _subscribe(self, channel: str) -> None:
-        if self._subscriptions is not None:
-            await self._subscriptions.subscribe(channel)
+    async def _follow(self, channel: str) -> None:
+        """Subscribe to a channel that has readers, and wait until that is in force; leave one that has none. One at a
+        time: a reader that comes while another goes must not lose its subscription. That this succeeds proves nothing
+        of Redis: without a connection it is only noted for the next one."""
+        if self._subscriptions is None:
+            return
+        try:
+            async with self._subscribing:
+                if channel in self._readers and channel not in self._subscribed:
+                    self._subscribed[channel] = asyncio.Event()
+                    await self._subscriptions.subscribe(channel)
+                elif channel not in self._readers and self._subscribed.pop(channel, None) is not None:
+                    await self._subscriptions.unsubscribe(channel)
+            if (confirmed := self._subscribed.get(channel)) is not None:
+                async with asyncio.timeout(CONFIRM_SECONDS):
+                    await confirmed.wait()
+        except (RedisError, OSError, TimeoutError) as error:
+            self._failed(error)
 
     async def _listen(self) -> None:
         """Hand messages to readers. After a break everyone is told to look at PostgreSQL."""
         pause = 0.1
         while True:
             try:
-                self._subscriptions = self._client.pubsub(ignore_subscribe_messages=True)
-                await self._subscriptions.subscribe(CONTROL, *self._readers)
+                async with self._subscribing:
+                    self._subscriptions = self._client.pubsub()
+                    self._subscribed = {channel: asyncio.Event() for channel in self._readers}
+                    await self._subscriptions.subscribe(CONTROL, *self._readers)
                 self.reachable = True
                 pause = 0.1
                 for readers in self._readers.values():
@@ -206,7 +224,7 @@ class Hot:
                         _put(queue, RESYNC)
                 while True:
                     message = await self._subscriptions.get_message(timeout=None)
-                    if message is not None and message["type"] == "message":
+                    if message is not None:
                         await self._take(message)
             except (RedisError, OSError) as error:
                 self._failed(error)
@@ -216,10 +234,14 @@ class Hot:
                 pause = min(pause * 2, 5.0)
 
     async def _take(self, message: Event) -> None:
+        channel = (message["channel"] or b"").decode(errors="replace")
         try:
-            await self._hand_out(message["channel"].decode(), json.loads(message["data"]))
+            if message["type"] == "message":
+                await self._hand_out(channel, json.loads(message["data"]))
+            elif message["type"] == "subscribe" and channel in self._subscribed:
+                self._subscribed[channel].set()
         except Exception:  # noqa: BLE001 - one bad event must not stop all that follow
-            log.exception("redis.event_failed", channel=message["channel"].decode(errors="replace"))
+            log.exception("redis.event_failed", channel=channel)
 
     async def _hand_out(self, channel: str, event: Event) -> None:
         if channel == CONTROL:
@@ -237,13 +259,6 @@ class Hot:
             return otherwise
         self.reachable = True
         return result
-
-    async def _change_subscription(self, operation: Callable[[], Awaitable[None]]) -> None:
-        # Its success proves nothing: without a connection it is only noted for the next one.
-        try:
-            await operation()
-        except (RedisError, OSError, TimeoutError) as error:
-            self._failed(error)
 
     def _failed(self, error: Exception) -> None:
         REDIS_ERRORS.inc()

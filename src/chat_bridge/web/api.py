@@ -1,11 +1,11 @@
 """The REST API for operators and their programs: sessions and their messages."""
 
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Annotated, Any, Literal
 from uuid import UUID
 
 from fastapi import APIRouter, Depends, Path, Query
-from pydantic import AwareDatetime, BaseModel
+from pydantic import AfterValidator, AwareDatetime, BaseModel
 
 from chat_bridge.model import BusyPolicy, ConversationId, Seq, Session, SessionId
 from chat_bridge.storage import messages, sessions
@@ -19,6 +19,16 @@ router = APIRouter(
     dependencies=[Depends(api_client)],
     responses=problem_responses(401, 422, 503),
 )
+
+
+def _in_utc(moment: datetime) -> datetime:
+    try:
+        return moment.astimezone(UTC)
+    except OverflowError:
+        raise ValueError("must be between the years 1 and 9999 in UTC") from None
+
+
+Moment = Annotated[AwareDatetime, AfterValidator(_in_utc)]
 SessionPath = Annotated[UUID, Path(description="The session's id.")]
 
 
@@ -83,7 +93,7 @@ async def list_sessions(
     conversation_id: Annotated[UUID | None, Query()] = None,
     user: Annotated[str | None, Query(max_length=200, description="The platform's id of who began it.")] = None,
     status: Annotated[Literal["active", "closed", "archived"] | None, Query()] = None,
-    active_since: Annotated[AwareDatetime | None, Query(description="With a message since then (RFC 3339).")] = None,
+    active_since: Annotated[Moment | None, Query(description="With a message since then (RFC 3339).")] = None,
     before: Annotated[UUID | None, Query(description="`next` of the page before.")] = None,
     limit: Annotated[int, Query(ge=1, le=200)] = 50,
 ) -> SessionPage:

@@ -2,6 +2,7 @@
 
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import fastapi_offline
 from fastapi import FastAPI
@@ -48,7 +49,7 @@ def create_app(services: Services) -> FastAPI:
 
 
 def _add_pages(app: FastAPI) -> None:
-    app.mount("/static", StaticFiles(directory=STATIC))
+    app.mount("/static", _Fresh(directory=STATIC))
     app.mount("/docs-static", StaticFiles(directory=Path(fastapi_offline.__file__).parent / "static"))
 
     @app.get("/", include_in_schema=False)
@@ -99,6 +100,15 @@ def _add_health(app: FastAPI) -> None:
     async def metrics(used: Used) -> Response:
         ACTIVE_SESSIONS.set(await used.hot.active_conversations())
         return Response(generate_latest(), media_type=CONTENT_TYPE_LATEST)
+
+
+class _Fresh(StaticFiles):
+    """Files that a browser must ask about each time, so that after an upgrade it does not mix old and new ones."""
+
+    def file_response(self, *args: Any, **kwargs: Any) -> Response:
+        response = super().file_response(*args, **kwargs)
+        response.headers["Cache-Control"] = "no-cache"
+        return response
 
 
 class BodyLimit:
