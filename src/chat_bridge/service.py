@@ -105,6 +105,7 @@ async def running_service(settings: Settings) -> AsyncGenerator[Service]:
                 api_key=_secret(settings, settings.api_key, "api-key"),
                 secret=_secret(settings, settings.secret, "secret") or "",
                 schema_problem=schema_problem,
+                stop_turn=lambda conversation, before: workers.stop(conversation, before, "lost"),
             )
         )
         failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()

@@ -28,7 +28,7 @@ async def database() -> AsyncGenerator[str]:
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def bridge(database: str) -> AsyncGenerator[BridgeProcess]:
-    async with running_bridge(database) as process:
+    async with running_bridge(database, LEASE_SECONDS="600") as process:
         yield process
 
 

@@ -149,6 +149,8 @@ async def close_session(session_id: SessionPath, used: Used) -> SessionView:
     session = await _session(used, session_id)
     if not closed:
         raise Problem(409, f"The session is {session.status} already.")
+    for newest in await messages.session_history(used.store.database, session.conversation_id, session.id, None, 1):
+        await used.stop_turn(session.conversation_id, Seq(newest.seq + 1))
     return SessionView.of(session)
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from fastapi import Request
 
 from chat_bridge.bridge.receive import Receiver
+from chat_bridge.model import ConversationId, Seq
 from chat_bridge.settings import Settings
 from chat_bridge.storage.redis import Hot
 from chat_bridge.storage.store import Store
@@ -14,7 +15,8 @@ from chat_bridge.storage.store import Store
 @dataclass(frozen=True, slots=True)
 class Services:
     """The running parts that requests use. `api_key` None: the REST API is closed. `schema_problem` gives one
-    sentence when the database's schema does not fit."""
+    sentence when the database's schema does not fit. `stop_turn` ends the work on a turn of messages before a seq,
+    when the turn itself has ended already."""
 
     settings: Settings
     store: Store
@@ -23,6 +25,7 @@ class Services:
     api_key: str | None
     secret: str
     schema_problem: Callable[[], Awaitable[str | None]]
+    stop_turn: Callable[[ConversationId, Seq], Awaitable[None]]
 
 
 def services(request: Request) -> Services:
