@@ -30,7 +30,9 @@ def conversation_id(platform: str, account: str, platform_conversation_id: str, 
 
     The parts are joined by a unit separator (U+001F), which no platform allows in an id.
     """
-    return ConversationId(uuid5(_CONVERSATIONS, "\x1f".join((platform, account, platform_conversation_id, thread))))
+    name = "\x1f".join((platform, account, platform_conversation_id, thread))
+    # Half a surrogate pair, which no UTF-8 can hold, counts as a question mark.
+    return ConversationId(uuid5(_CONVERSATIONS, name.encode("utf-8", "replace").decode()))
 
 
 def new_session_id() -> SessionId:

@@ -60,7 +60,9 @@ async def catalogue(database: str) -> list[tuple[str, ...]]:
 async def emptied_database(database: str) -> str:
     """An empty database on PostgreSQL 18: for what is the same on every version."""
     async with looking(database) as connection:
-        await connection.execute("drop schema public cascade; create schema public")
+        await connection.execute(
+            "drop schema public cascade; create schema public; grant usage on schema public to public"
+        )
     return database
 
 

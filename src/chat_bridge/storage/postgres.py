@@ -34,6 +34,11 @@ QUERIES = _load_queries()
 """Every statement the bridge runs, by name. Each begins with a comment of its name, so that logs show it."""
 
 
+# Each statement is planned once a connection: the server would otherwise plan the long ones anew at each call, which
+# takes longer than running them. They are written so that one plan fits all sizes. PgBouncer refuses these parameters.
+_PLANNING = {"plan_cache_mode": "force_generic_plan", "jit": "off"}
+
+
 @contextmanager
 def database_errors() -> Generator[None]:
     """Turn what the driver raises into StorageError, but for unique violations, which callers may expect."""
@@ -83,8 +88,7 @@ class Database:
                 timeout=CONNECT_SECONDS,
                 command_timeout=STATEMENT_SECONDS,
                 statement_cache_size=0 if pgbouncer else 100,
-                # The statements are short: compiling them costs more than it gives. PgBouncer refuses the parameter.
-                server_settings={"application_name": "chat-bridge"} | ({} if pgbouncer else {"jit": "off"}),
+                server_settings={"application_name": "chat-bridge"} | ({} if pgbouncer else _PLANNING),
                 reset=_leave_clean,
             )
         try:

@@ -47,17 +47,20 @@ async def active_session(database: Database, conversation: ConversationId) -> tu
 
 async def list_sessions(database: Database, wanted: SessionFilter, limit: int) -> Sequence[Session]:
     """A page of sessions, newest first; the next page is `before` the last one's id."""
-    rows = await database.fetch(
-        "list_sessions",
-        wanted.before,
-        storable_or_none(wanted.platform),
-        storable_or_none(wanted.conversation),
-        wanted.conversation_id,
-        storable_or_none(wanted.user_id),
-        wanted.status,
-        wanted.active_since,
-        limit,
-    )
+    async with database.transaction() as transaction:
+        # Which index serves best depends on which filters are set.
+        await transaction.fetch("plan_by_arguments")
+        rows = await transaction.fetch(
+            "list_sessions",
+            wanted.before,
+            storable_or_none(wanted.platform),
+            storable_or_none(wanted.conversation),
+            wanted.conversation_id,
+            storable_or_none(wanted.user_id),
+            wanted.status,
+            wanted.active_since,
+            limit,
+        )
     return [_session(row) for row in rows]
 
 

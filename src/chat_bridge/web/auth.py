@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Annotated
 
 import jwt
-from fastapi import Depends, Request
+from fastapi import Depends, Path, Request
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
 from chat_bridge.web.problems import Problem
@@ -19,6 +19,9 @@ CHALLENGE = {"WWW-Authenticate": "Bearer"}
 _bearer = HTTPBearer(auto_error=False, description="An API key, or a visitor's token.")
 Credentials = Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)]
 Used = Annotated[Services, Depends(services)]
+ConversationPath = Annotated[
+    str, Path(min_length=1, max_length=200, pattern=r"^[A-Za-z0-9._:@-]+$", description="The client's own id of it.")
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +52,7 @@ def api_client(used: Used, credentials: Credentials) -> ApiClient:
     return ApiClient()
 
 
-def chat_caller(conversation: str, used: Used, credentials: Credentials) -> Visitor | ApiClient:
+def chat_caller(conversation: ConversationPath, used: Used, credentials: Credentials) -> Visitor | ApiClient:
     """Demand the API key, or the token of this conversation's visitor."""
     if credentials is None:
         detail = "Send the visitor's token, or an API key, as `Authorization: Bearer TOKEN`."

@@ -8,7 +8,7 @@ from datetime import datetime
 from typing import Annotated, Any, Literal
 from uuid import UUID, uuid4
 
-from fastapi import APIRouter, Depends, Header, Path, Query, Request, Response
+from fastapi import APIRouter, Depends, Header, Query, Request, Response
 from fastapi.responses import HTMLResponse
 from pydantic import BaseModel, BeforeValidator, Field, StringConstraints
 from sse_starlette import EventSourceResponse, ServerSentEvent
@@ -22,7 +22,7 @@ from chat_bridge.storage import messages
 from chat_bridge.storage.redis import SlowReader
 from chat_bridge.storage.text import storable
 from chat_bridge.telemetry import STREAMS, log
-from chat_bridge.web.auth import ApiClient, Used, Visitor, caller_address, chat_caller, visitor_token
+from chat_bridge.web.auth import ApiClient, ConversationPath, Used, Visitor, caller_address, chat_caller, visitor_token
 from chat_bridge.web.page_texts import PAGE_TEXTS
 from chat_bridge.web.pages import page
 from chat_bridge.web.problems import Problem, problem_responses
@@ -38,13 +38,16 @@ EVENT_STREAM: dict[int | str, dict[str, Any]] = {
 router = APIRouter(tags=["chat"])
 pages = APIRouter(include_in_schema=False)
 
-ConversationPath = Annotated[
-    str, Path(min_length=1, max_length=200, pattern=r"^[A-Za-z0-9._:@-]+$", description="The client's own id of it.")
-]
 Caller = Annotated[Visitor | ApiClient, Depends(chat_caller)]
 # JSON can hold half a surrogate pair, which is no text; like U+0000 it is kept as U+FFFD.
 Storable = BeforeValidator(lambda value: storable(value) if isinstance(value, str) else value)
-ShortText = Annotated[str, StringConstraints(min_length=1, max_length=200, strip_whitespace=True), Storable]
+NOT_BLANK: dict[str, Any] = {"minLength": 1, "pattern": r"\S"}  # for the OpenAPI document
+ShortText = Annotated[
+    str,
+    StringConstraints(min_length=1, max_length=200, strip_whitespace=True),
+    Field(json_schema_extra=NOT_BLANK),
+    Storable,
+]
 
 
 class Conversation(BaseModel):
@@ -72,7 +75,7 @@ class NewMessage(BaseModel):
     """A message to send. The same `client_msg_id` again stores nothing."""
 
     client_msg_id: ShortText
-    text: Annotated[str, Field(max_length=1_000_000), Storable]
+    text: Annotated[str, Field(max_length=1_000_000, json_schema_extra=NOT_BLANK), Storable]
     user: ChatUser | None = None
 
 

@@ -19,7 +19,7 @@ with input as (
     i.*,
     known.id as known_id, known.seq as known_seq, known.session_id as known_session_id,
     known.content_text is not distinct from i.content_text as same,
-    s.id is not null as active, s.answered_seq, s.pending_since,
+    s.answered_seq, s.pending_since,
     coalesce(s.metadata ->> 'busy_policy', i.busy_policy) as policy,
     (known.id is null)::integer as fresh,
     count(*) filter (where known.id is null) over (partition by i.conversation_id order by i.ord) as nth,
@@ -33,7 +33,7 @@ with input as (
     limit 1
   ) known on true
   left join lateral (
-    select s.id, s.answered_seq, s.pending_since, s.metadata
+    select s.answered_seq, s.pending_since, s.metadata
     from sessions s
     where s.conversation_id = i.conversation_id and s.status = 'active'
     limit 1
@@ -71,8 +71,7 @@ with input as (
     min(f.account) as account,
     min(f.platform_conversation_id) as platform_conversation_id,
     min(f.thread) as thread,
-    (array_agg(f.user_id))[1] as user_id,
-    bool_or(f.active) as active
+    (array_agg(f.user_id))[1] as user_id
   from fresh f
   group by f.conversation_id
 ), active as (
@@ -88,11 +87,11 @@ with input as (
     clock_timestamp()
   from grouped g
   left join lateral (
-    -- Only for a new session. If the active one is closed at this moment, seq begins at 1 again, meets messages_pkey,
-    -- nothing is stored, and the next try sees the close.
+    -- For a new session. If the active one is closed at this moment, seq may meet messages_pkey; then nothing is
+    -- stored, and the next try sees the close.
     select p.id, p.next_seq
     from sessions p
-    where not g.active and p.conversation_id = g.conversation_id
+    where p.conversation_id = g.conversation_id
     order by p.next_seq desc
     limit 1
   ) before on true

@@ -24,11 +24,12 @@ with before as (
 )
 insert into sessions (
   conversation_id, id, platform, account, platform_conversation_id, thread, user_id, mode, parent_session_id,
-  next_seq, answered_seq, last_inbound_seq, pending_since, error_told_at, message_count
+  next_seq, answered_seq, last_inbound_seq, pending_since, error_told_at, message_count, metadata
 )
 select
   o.conversation_id, $4, o.platform, o.account, o.platform_conversation_id, o.thread, o.user_id, o.mode, o.id,
-  o.next_seq, $3, b.last_inbound_seq, b.pending_since, o.error_told_at, (select count(*) from moved)
+  o.next_seq, $3, b.last_inbound_seq, b.pending_since, o.error_told_at, (select count(*) from moved),
+  o.metadata - 'approval'
 from old o, before b
 returning id;
 
@@ -77,6 +78,10 @@ where id = $1;
 -- name: active_session
 -- For /status: the active session of a conversation.
 select id, created_at, message_count from sessions where conversation_id = $1 and status = 'active';
+
+-- name: plan_by_arguments
+-- For the rest of the transaction, plan each statement for its arguments.
+select set_config('plan_cache_mode', 'force_custom_plan', true);
 
 -- name: list_sessions
 -- A page of sessions, newest first; every filter may be null.

@@ -1,0 +1,198 @@
+"""The command line, run as its users run it."""
+
+from importlib.metadata import entry_points, version
+from uuid import uuid4
+
+import pytest
+
+from chat_bridge.cli import main
+from tests.bridge import API_KEY, SECRET, running_bridge, visiting
+from tests.conftest import fresh_database
+from tests.observe import begun, run_command
+
+VERSION = version("agoric-chat-bridge")
+NEXT_AGENT = [
+    "Next: connect a Mastra agent. Stop with Ctrl-C, put this into a file named .env, and start again:",
+    "  MASTRA_ENDPOINT=http://localhost:4111/api",
+    "  MASTRA_AGENT_ID=the-id-of-your-agent",
+]
+
+
+def test_the_command_is_installed() -> None:
+    (command,) = entry_points(group="console_scripts", name="chat-bridge")
+    assert command.load() is main
+
+
+async def test_without_a_command_there_is_help() -> None:
+    _, output, errors = await run_command()
+    told = output + errors
+    assert "Any chat platform in front of any agent." in told
+    for command in ("serve", "migrate", "config", "explain", "version"):
+        assert command in told
+
+
+async def test_version() -> None:
+    assert await run_command("version") == (0, f"{VERSION}\n", "")
+
+
+# serve
+
+
+def banner(log: str) -> list[str]:
+    """What was printed, without the log."""
+    return [line for line in log.splitlines() if not line.startswith("{")]
+
+
+async def test_the_first_start_tells_where_everything_is() -> None:
+    async with running_bridge(CHAT_BRIDGE_API_KEY="") as bridge:
+        address = bridge.url.replace("127.0.0.1", "localhost")
+        data = bridge.log.parent / "data"
+        assert banner(bridge.log.read_text()) == [
+            f"agoric-chat-bridge {VERSION} is ready.",
+            "",
+            f"  Chat        {address}/chat",
+            f"  API         {address}/docs",
+            "  Agent       echo",
+            f"  Data        {data}",
+            f"  API key     in the file {data / 'api-key'}",
+            "",
+            *NEXT_AGENT,
+        ]
+        key = (data / "api-key").read_text()
+        assert len(key) >= 32
+        assert (data / "api-key").stat().st_mode & 0o777 == 0o600
+        assert key not in bridge.log.read_text()
+
+
+async def test_a_start_with_an_agent_and_a_database(database: str) -> None:
+    async with running_bridge(database, REPEAT_MODE="true", WEBCHAT_ENABLED="false") as bridge:
+        address = bridge.url.replace("127.0.0.1", "localhost")
+        shown = banner(bridge.log.read_text())
+        assert shown[2:4] == [f"  API         {address}/docs", "  Agent       echo"]
+        assert shown[-1].startswith("Next: put the chat on your site;")
+        assert await bridge.stop() == 0
+        assert banner(bridge.log.read_text())[-1].startswith("stopping: ")
+
+
+# migrate
+
+
+async def test_migrate_makes_the_schema_once() -> None:
+    async with fresh_database("18", template=False) as database:
+        environment = {"DATABASE_URL": database, "CHAT_BRIDGE_SECRET": SECRET}
+        code, output, errors = await run_command("migrate", "--check", **environment)
+        assert (code, output) == (1, "")
+        assert errors.startswith("chat-bridge: ")
+        assert "migrate" in errors
+        for words in (["migrate"], ["migrate"], ["migrate", "--check"]):
+            assert await run_command(*words, **environment) == (0, "the schema is up to date: 0001\n", "")
+
+
+async def test_serve_does_not_migrate_when_told_not_to() -> None:
+    async with fresh_database("18", template=False) as database:
+        settings = {"DATABASE_URL": database, "CHAT_BRIDGE_SECRET": SECRET, "DATABASE_MIGRATE": "false", "PORT": "0"}
+        code, output, errors = await run_command("serve", **settings)
+    assert (code, output) == (1, "")
+    assert errors.splitlines()[-1].startswith("chat-bridge: ")
+    assert "Traceback" not in errors
+
+
+async def test_the_schema_as_sql_needs_nothing() -> None:
+    code, output, errors = await run_command("migrate", "--sql")
+    assert (code, errors) == (0, "")
+    assert "create table sessions (" in output.lower()
+    assert "create table turns (" in output.lower()
+
+
+# config
+
+
+async def test_config_shows_no_secret() -> None:
+    code, output, errors = await run_command(
+        "config",
+        DATABASE_URL="postgresql://agoric:dsn-password@db/agoric",
+        REDIS_URL="redis://:redis-password@cache:6379/0",
+        CHAT_BRIDGE_SECRET=SECRET,
+        CHAT_BRIDGE_API_KEY=API_KEY,
+        MASTRA_API_KEY="mastra-key",
+        MASTRA_HEADERS='{"X-Key": "header-key"}',
+        BUSY_POLICY="latest",
+    )
+    assert (code, errors) == (0, "")
+    lines = output.splitlines()
+    assert "BUSY_POLICY=latest" in lines
+    assert "PORT=3000" in lines
+    assert "DATABASE_URL=postgresql://agoric:********@db/agoric" in lines
+    assert 'MASTRA_HEADERS={"X-Key": "********"}' in lines
+    for secret in ("dsn-password", "redis-password", SECRET, API_KEY, "mastra-key", "header-key"):
+        assert secret not in output
+
+
+@pytest.mark.parametrize("command", ["config", "migrate", "explain"])
+async def test_wrong_settings_are_one_message(command: str) -> None:
+    words = [command, str(uuid4())] if command == "explain" else [command]
+    code, output, errors = await run_command(*words, PORT="-1", DATABASE_URL="mysql://root:pass@db/x")
+    assert (code, output) == (1, "")
+    assert errors.startswith("chat-bridge: the settings can't be used; nothing was started:\n")
+    assert "PORT: must be 0 or more" in errors
+    assert "DATABASE_URL: must begin with postgres:// or postgresql://" in errors
+    assert "pass" not in errors.replace("PASSWORD", "")
+
+
+# explain (an answered message and its reply: tests/fundamentals)
+
+
+async def test_explain_beside_a_running_bridge() -> None:
+    async with running_bridge(QUEUE_CAP="2", CHAT_BRIDGE_SECRET=SECRET) as bridge, visiting(bridge.url) as chat:
+        running = await chat.send("word " * 1000)
+        await begun(chat)
+        waits = await chat.send("waits")
+        skipped = await chat.send("too many")
+
+        async def explain(message: str) -> str:
+            code, output, errors = await run_command(
+                "explain", message, CHAT_BRIDGE_DATA_DIR=str(bridge.log.parent / "data")
+            )
+            assert (code, errors) == (0, "")
+            return output
+
+        story = await explain(running["id"])
+        assert story.startswith(f"message {running['id']}: inbound text, waiting for its answer\n")
+        assert ": running\n" in story
+        assert "  ended         not yet\n" in story
+
+        story = await explain(waits["id"])
+        assert "inbound text, waiting for its answer\n" in story
+        assert story.endswith("no turn has taken it yet\n")
+
+        story = await explain(skipped["id"])
+        assert "inbound text, skipped (queue_full)\n" in story
+        assert story.endswith("no turn has taken it\n")
+        await chat.send("/stop")
+        await chat.answered()
+
+        story = await explain(running["id"])
+        assert "inbound text, cancelled (cancelled)\n" in story
+        assert ": cancelled, cancelled\n" in story
+
+
+async def test_explain_a_failure(database: str) -> None:
+    away = {"MASTRA_ENDPOINT": "http://127.0.0.1:1/api", "MASTRA_AGENT_ID": "x", "TURN_TIMEOUT_SECONDS": "1"}
+    async with running_bridge(database, **away) as bridge, visiting(bridge.url) as chat:
+        sent = await chat.send("hello")
+        _, notice = await chat.answered()
+    environment = {"DATABASE_URL": database, "WEBCHAT_ENABLED": "false"}
+    _, story, _ = await run_command("explain", sent["id"], **environment)
+    assert "inbound text, failed (unreachable)\n" in story
+    assert ": failed, unreachable\n" in story
+    assert "  agent         mastra:x, request not named\n" in story
+    assert "  reason        no connection to Mastra (ClientConnectorError)\n" in story
+    assert f"reply {notice['id']}: seq 2" in story
+    assert "hello" not in story
+
+
+async def test_explain_needs_an_id(database: str) -> None:
+    code, output, errors = await run_command("explain", "nonsense", DATABASE_URL=database, WEBCHAT_ENABLED="false")
+    assert (code, output) == (2, "")
+    assert "not a valid UUID" in errors
+    assert "Traceback" not in errors
