@@ -36,5 +36,5 @@ def test_help_names_every_command() -> None:
 def test_own_words_come_first() -> None:
     texts = Texts("vi", {"stopped": "Thôi!", "status": "{agent}: {messages} {unknown}"})
     assert texts.say("stopped") == "Thôi!"
-    assert texts.say("status", agent="{messages}", messages=3, began="now") == "3: 3 {unknown}"
+    assert texts.say("status", agent="echo", messages=3, began="now") == "echo: 3 {unknown}"
     assert texts.say("busy") == TEXTS["vi"]["busy"]

@@ -35,8 +35,9 @@ QUERIES = _load_queries()
 
 
 # Each statement is planned once a connection: the server would otherwise plan the long ones anew at each call, which
-# takes longer than running them. They are written so that one plan fits all sizes. PgBouncer refuses these parameters.
-_PLANNING = {"plan_cache_mode": "force_generic_plan", "jit": "off"}
+# takes longer than running them. Every table is read by an index; a plan made while a table was empty would prefer to
+# read all of it, and go on so until the next ANALYZE. PgBouncer refuses these parameters.
+_PLANNING = {"plan_cache_mode": "force_generic_plan", "enable_seqscan": "off", "jit": "off"}
 
 
 @contextmanager
