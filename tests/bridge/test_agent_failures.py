@@ -125,7 +125,7 @@ async def test_stop_reaches_the_agent(database: str, mastra: MastraServer) -> No
         await chat.send("/stop")
         messages = await chat.answered()
         assert statuses(messages)[0] == ("1000 words, 20 apart", "cancelled", "cancelled")
-        assert replies(messages)[0].startswith("1 2 3")
+        assert replies(messages)[0].startswith("1 ")
         await mastra.event("abort", agent="slow", last="1000 words, 20 apart")
         await chat.send("3 words, 1 apart")
         assert replies(await chat.answered())[1:] == ["Stopped.", "1 2 3 "]

@@ -50,7 +50,7 @@ async def chat(bridge: BridgeProcess) -> AsyncGenerator[Chat]:
         yield visitor
 
 
-def token(conversation: str, *, secret: str = SECRET, seconds: float = 60, **claims: Any) -> str:
+def token(conversation: str, *, secret: str = SECRET, seconds: float = 86400, **claims: Any) -> str:
     return jwt.encode({"sub": conversation, "aud": "webchat", "exp": time.time() + seconds} | claims, secret, "HS256")
 
 
