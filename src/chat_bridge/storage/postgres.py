@@ -35,9 +35,15 @@ QUERIES = _load_queries()
 
 
 # Each statement is planned once a connection: the server would otherwise plan the long ones anew at each call, which
-# takes longer than running them. Every table is read by an index; a plan made while a table was empty would prefer to
-# read all of it, and go on so until the next ANALYZE. PgBouncer refuses these parameters.
-_PLANNING = {"plan_cache_mode": "force_generic_plan", "enable_seqscan": "off", "jit": "off"}
+# takes longer than running them. That one plan has to fit tables of any size, also if it was made while they were empty:
+# every table is read by an index, row by row of the batch. PgBouncer refuses these parameters.
+_PLANNING = {
+    "plan_cache_mode": "force_generic_plan",
+    "enable_seqscan": "off",
+    "enable_hashjoin": "off",
+    "enable_mergejoin": "off",
+    "jit": "off",
+}
 
 
 @contextmanager

@@ -60,7 +60,7 @@ with input as (
       limit l.queue_cap
     ) w
   ) queue
-  where l.fresh > 0 -- not `known_id is null`: of that the planner expects one row, and then joins in nested loops
+  where l.fresh > 0
 ), grouped as materialized (
   select
     f.conversation_id,
