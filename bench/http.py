@@ -12,7 +12,6 @@ from uuid import uuid4
 
 import aiohttp
 import uvicorn
-from pydantic import SecretStr
 
 from chat_bridge.agents.contract import AgentMessage, AgentRequest, TextDelta
 from chat_bridge.agents.mastra import MastraAgent
@@ -137,6 +136,7 @@ async def _direct(agent: MastraAgent) -> None:
 async def _through(http: aiohttp.ClientSession, port: int, conversation: str) -> float:
     url = f"http://127.0.0.1:{port}/api/v1/chat/{conversation}"
     headers = {"Authorization": f"Bearer {API_KEY}"}
+    taken = 0.0
     async with http.get(f"{url}/events", headers=headers) as events:
         began = time.perf_counter()
         async with http.post(

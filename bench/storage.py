@@ -39,7 +39,8 @@ with s as (
   returning conversation_id, id, next_seq - 1 as seq
 )
 insert into messages (conversation_id, seq, id, session_id, direction, status, content_text, event_key, sender_id)
-select conversation_id, seq, gen_random_uuid(), id, 'inbound', 'accepted', repeat('x', 300), gen_random_uuid()::text, 'u'
+select conversation_id, seq, gen_random_uuid(), id, 'inbound', 'accepted', repeat('x', 300), gen_random_uuid()::text,
+  'u'
 from s
 on conflict (conversation_id, event_key) do nothing;
 """
@@ -50,7 +51,8 @@ with s as (
   for update
 ), t as (
   insert into turns (conversation_id, id, session_id, first_seq, last_seq, lease_until, owner, agent)
-  select conversation_id, gen_random_uuid(), id, answered_seq + 1, last_inbound_seq, now() + interval '30 s', 'pgbench', 'echo'
+  select conversation_id, gen_random_uuid(), id, answered_seq + 1, last_inbound_seq, now() + interval '30 s', 'pgbench',
+    'echo'
   from s
   on conflict (conversation_id) where status = 'running' do nothing
   returning *
@@ -82,7 +84,9 @@ with s as (
   where conversation_id = md5(:c::text)::uuid and status = 'active'
   returning conversation_id, id, next_seq - 1 as seq, gen_random_uuid() as turn_id
 ), t as (
-  insert into turns (conversation_id, id, session_id, first_seq, last_seq, lease_until, owner, agent, status, finished_at)
+  insert into turns (
+    conversation_id, id, session_id, first_seq, last_seq, lease_until, owner, agent, status, finished_at
+  )
   select conversation_id, turn_id, id, seq - 1, seq - 1, now(), 'pgbench', 'echo', 'done', now() from s
 ), m as (
   insert into messages (conversation_id, seq, id, session_id, turn_id, direction, status, content_text)
@@ -177,13 +181,13 @@ def pgbench(dsn: str, operation: str, callers: int, seconds: float, count: int |
                 "-f",
                 script.name,
                 dsn,
-            ],  # fmt: skip
+            ],
             capture_output=True,
             text=True,
             env={**os.environ, "LD_LIBRARY_PATH": str(binaries().parent / "lib")},
         )
     found = re.search(r"tps = ([\d.]+)", answer.stdout)
-    assert answer.returncode == 0 and found, answer.stderr
+    assert found is not None, answer.stderr
     return float(found[1])
 
 
@@ -283,7 +287,7 @@ def print_row(row: Row) -> None:
 
 
 async def history_against_asyncpg(dsn: str, *, seconds: float, rounds: int) -> tuple[float, float]:
-    """Reads a second of one caller: the store's history, and the same columns by a prepared statement of bare asyncpg."""
+    """Reads a second of one caller: the store's history, and `select *` by a prepared statement of bare asyncpg."""
     await prepare(dsn, 2 * CONVERSATIONS * 1000)
     connection = await asyncpg.connect(dsn)
     statement = await connection.prepare("select * from messages where conversation_id = $1 order by seq desc limit 50")
@@ -291,12 +295,10 @@ async def history_against_asyncpg(dsn: str, *, seconds: float, rounds: int) -> t
     async def bare(address: Address) -> None:
         await statement.fetch(address.id)
 
-    pairs: list[tuple[float, float]] = []
     async with Store.open(dsn) as store:
         ours = Ours(store)
         await drive(ours.history, 1, 0.2)
-        for _ in range(rounds):
-            pairs.append((await drive(ours.history, 1, seconds), await drive(bare, 1, seconds)))
+        pairs = [(await drive(ours.history, 1, seconds), await drive(bare, 1, seconds)) for _ in range(rounds)]
     await connection.close()
     return median(pair[0] for pair in pairs), median(pair[1] for pair in pairs)
 

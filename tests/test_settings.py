@@ -368,3 +368,8 @@ def test_every_example_is_a_right_value(tmp_path: Path) -> None:
         secret = {"CHAT_BRIDGE_SECRET": LONG}
         if text != "a long random text":
             load(**{**secret, name: text})
+
+
+def test_a_text_that_does_not_exist_is_refused() -> None:
+    with pytest.raises(SettingsError, match="CHAT_BRIDGE_TEXTS: knows no text named hellp; the names are start, help"):
+        load_settings({"CHAT_BRIDGE_TEXTS": '{"hellp": "?"}'}, None)

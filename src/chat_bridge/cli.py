@@ -183,6 +183,7 @@ def _announce(settings: Settings, service: Service, port: int) -> None:
         ]
     else:
         lines.append("Next: put the chat on your site; docs/web-chat.md shows how. Stop with Ctrl-C.")
+    lines.append("Telegram and other platforms come in later versions; until then the chat page is the way in.")
     print("\n".join(lines), flush=True)
 
 

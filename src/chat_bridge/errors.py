@@ -19,7 +19,3 @@ class SchemaError(StorageError):
 
 class EmbeddedPostgresError(StorageError):
     """The embedded PostgreSQL could not be started."""
-
-
-class ConflictError(ChatBridgeError):
-    """The same key was used before with another content."""

@@ -177,6 +177,7 @@ class Turn:
     conversation_id: ConversationId
     session_id: SessionId
     address: Address
+    user_id: str | None  # who began the session
     messages: Sequence[PendingMessage]
     metadata: Json  # the session's
 

@@ -22,7 +22,7 @@ from chat_bridge.platforms.contract import Platform
 from chat_bridge.platforms.webchat import WebChat
 from chat_bridge.settings import Settings
 from chat_bridge.storage.embedded import embedded_postgres, server_in_use, stored_secret
-from chat_bridge.storage.migrate import migrate, schema_state
+from chat_bridge.storage.migrate import compare, migrate, schema_state
 from chat_bridge.storage.postgres import Database
 from chat_bridge.storage.redis import Hot
 from chat_bridge.storage.store import Store
@@ -86,12 +86,14 @@ async def running_service(settings: Settings) -> AsyncGenerator[Service]:
             store,
             wake=workers.wake,
             redeliver=deliverer.redeliver,
+            platforms=list(platforms),
             idempotent_platforms=[name for name, each in platforms.items() if each.capabilities.idempotent_send],
         )
 
         async def schema_problem() -> str | None:
+            revision = await database.fetch_one("schema_revision")
             try:
-                (await schema_state(dsn)).require_usable()
+                compare(revision["version_num"] if revision else None).require_usable()
             except SchemaError as error:
                 return str(error)
             return None

@@ -29,6 +29,7 @@ from pydantic_core import PydanticUndefined
 
 from chat_bridge.errors import SettingsError
 from chat_bridge.model import BusyPolicy
+from chat_bridge.texts import TEXTS
 
 APP = "agoric-chat-bridge"
 
@@ -53,6 +54,12 @@ def _json_object(value: object) -> object:
     if not isinstance(parsed, dict):
         raise ValueError("must be a JSON object")
     return parsed  # pyright: ignore[reportUnknownVariableType]
+
+
+def _known_texts(value: Mapping[str, str]) -> Mapping[str, str]:
+    if unknown := sorted(value.keys() - TEXTS["en"].keys()):
+        raise ValueError(f"knows no text named {', '.join(unknown)}; the names are {', '.join(TEXTS['en'])}")
+    return value
 
 
 def _comma_list(value: object) -> object:
@@ -224,7 +231,7 @@ class Settings(BaseModel):
         1000, "MAX_TURNS", "Most turns that run at once in this process; more wait in PostgreSQL.", "200", ge=1
     )
     language: Literal["en", "vi"] = _setting("en", "CHAT_BRIDGE_LANGUAGE", "Language of the bridge's own texts.", "vi")
-    texts: Annotated[Mapping[str, str], BeforeValidator(_json_object)] = _setting(
+    texts: Annotated[Mapping[str, str], BeforeValidator(_json_object), AfterValidator(_known_texts)] = _setting(
         {}, "CHAT_BRIDGE_TEXTS", "The bridge's own texts in your words, as JSON by name.", '{"error": "Sorry!"}'
     )
 

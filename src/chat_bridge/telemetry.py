@@ -53,7 +53,7 @@ def configure_logging(level: str, form: Literal["auto", "text", "json"]) -> None
             processors=[
                 structlog.stdlib.ProcessorFormatter.remove_processors_meta,
                 *(
-                    [structlog.dev.ConsoleRenderer(colors=as_text and sys.stderr.isatty(), pad_event_to=24)]
+                    [_console()]
                     if as_text
                     else [structlog.processors.format_exc_info, _event_first, structlog.processors.JSONRenderer()]
                 ),
@@ -74,3 +74,10 @@ def _event_first(_logger: object, _method: str, line: MutableMapping[str, Any]) 
     """What happened in front, its details after it."""
     first = {name: line.pop(name) for name in ("timestamp", "level", "event") if name in line}
     return {**first, **line}
+
+
+def _console() -> structlog.dev.ConsoleRenderer:
+    # The default tracebacks print local variables: texts of users, and secrets.
+    return structlog.dev.ConsoleRenderer(
+        colors=sys.stderr.isatty(), pad_event_to=24, exception_formatter=structlog.dev.plain_traceback
+    )

@@ -102,6 +102,9 @@ async def test_stop_takes_what_waits_along(busy_chat: Chat) -> None:
     await busy_chat.send("three")
     messages = await busy_chat.answered()
     assert replies(messages)[1:] == ["Stopped.", "three"]
+    assert [(message["status"], message["reason"]) for message in messages if message["text"] == "two"] == [
+        ("cancelled", "stopped")
+    ]
 
 
 async def test_new_waits_for_the_running_answer(busy_chat: Chat, database: str) -> None:

@@ -108,8 +108,8 @@ def buffers(found: dict[str, Any]) -> int:
 
 
 PAGES = [
-    ("history_before", [2**63 - 1, 50], "Backward"),
-    ("history_before", [LONG // 2, 50], "Backward"),
+    ("history_before", [2**63 - 1, 50, None], "Backward"),
+    ("history_before", [LONG // 2, 50, None], "Backward"),
     ("history_after", [LONG // 2, 50], "Forward"),
     ("history_after", [0, 50], "Forward"),
 ]
@@ -126,7 +126,7 @@ async def test_reading_a_long_conversation_costs_no_more_than_what_is_read(datab
             assert not [node for node in nodes(found) if "Sort" in node["Node Type"]]
             assert buffers(found) < 30
 
-        found = await plan(connection, "session_history", CHAT.id, SESSION, 2**63 - 1, 50)
+        found = await plan(connection, "history_before", CHAT.id, 2**63 - 1, 50, SESSION)
         assert buffers(found) < 30
 
         found = await plan(connection, "find_message", UUID(int=LONG // 2))
@@ -152,7 +152,7 @@ STATEMENTS: dict[str, list[object]] = {
     "renew": [[CHAT.id], [UUID(int=7)], timedelta(seconds=30)],
     "supersede": [CHAT.id, None, "reason"],
     "recover": [False],
-    "find_pending": [100],
+    "find_pending": [100, ["webchat"]],
     "due_deliveries": [100, ["webchat"]],
     "finish_deliveries": [[CHAT.id], [LONG], [1], ["sent"], [None], [None], [0.0], [1]],
     "lock_session": [SESSION],

@@ -99,7 +99,7 @@ async def test_what_arrives_while_a_session_is_followed_by_a_new_one_moves_along
         assert (new.status, new.message_count, new.parent_session_id) == ("active", 2, old.id)
         assert new.pending_since is not None
         for session, expected in ((old, ["/new", "a new session"]), (new, ["meanwhile", "not for us"])):
-            history = await messages.session_history(store.database, CHAT.id, session.id, None, 10)
+            history = await messages.history(store.database, CHAT.id, limit=10, session=session.id)
             assert [message.text for message in history] == expected
         following = await claimed(store)
         assert (texts(following), following.session_id) == (["meanwhile"], new.id)

@@ -1,9 +1,10 @@
 """Answer: have the agent (or, for a command, the bridge itself) answer a claimed turn, then complete and deliver it."""
 
 import asyncio
+import logging
 import time
 from collections.abc import AsyncGenerator, Mapping
-from contextlib import aclosing, asynccontextmanager, suppress
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -30,6 +31,8 @@ from chat_bridge.telemetry import FIRST_TEXT_SECONDS, TURN_SECONDS, TURNS, log
 from chat_bridge.texts import Texts
 
 COMPLETE_RETRY_SECONDS = 0.5
+LONGEST_ANSWER = 1_000_000  # characters; an agent that writes more is stopped
+SHOWN_PER_SECOND = 200_000  # characters
 
 
 @dataclass(slots=True)
@@ -82,30 +85,37 @@ class Answerer:
         if running.stopped == "cancelled":
             draft.outcome = TurnOutcome.CANCELLED
         completion = self._completion(turn, draft, platform)
-        completed = await self._complete(completion, draft.new_session)
-        TURN_SECONDS.labels(self._agent.name).observe(time.monotonic() - began)
+        untold = completion.text if completion.error_text else None
+        try:
+            completed = await self._complete(completion, draft.new_session)
+            self._tell(completion, completed, time.monotonic() - began)
+            if completed is not None and completed.seq is not None and completion.message_id is not None:
+                untold = None
+                await self._deliverer.deliver(
+                    turn.conversation_id,
+                    turn.address,
+                    completion.message_id,
+                    completed.seq,
+                    platform.split(completion.text),
+                    completed.idempotency_keys,
+                )
+        finally:
+            await platform.show_end(turn, completion.outcome, untold)
+
+    def _tell(self, completion: Completion, completed: Completed | None, seconds: float) -> None:
+        TURN_SECONDS.labels(self._agent.name).observe(seconds)
         TURNS.labels(self._agent.name, completion.outcome.value).inc()
-        log.info(
+        # Only the operator can mend these.
+        ours = completion.outcome in (TurnOutcome.UNAUTHORIZED, TurnOutcome.NOT_FOUND)
+        log.log(
+            logging.ERROR if ours else logging.INFO,
             "turn.completed" if completed else "turn.superseded",
             outcome=completion.outcome.value,
-            milliseconds=round((time.monotonic() - began) * 1000),
-            **_ids(turn),
-            **({"request": draft.request_id} if draft.request_id else {}),
-            **({"reason": draft.error} if draft.error else {}),
+            milliseconds=round(seconds * 1000),
+            **_ids(completion.turn),
+            **({"request": completion.agent_request_id} if completion.agent_request_id else {}),
+            **({"reason": completion.error} if completion.error else {}),
         )
-        untold = None
-        if completed is not None and completed.seq is not None and completion.message_id is not None:
-            await self._deliverer.deliver(
-                turn.conversation_id,
-                turn.address,
-                completion.message_id,
-                completed.seq,
-                platform.split(completion.text),
-                completed.idempotency_keys,
-            )
-        elif completion.error_text:
-            untold = completion.text
-        await platform.show_end(turn, completion.outcome, untold)
 
     async def _ask(self, turn: Turn, draft: Draft, platform: Platform) -> None:
         try:
@@ -132,6 +142,9 @@ class Answerer:
                             FIRST_TEXT_SECONDS.labels(self._agent.name).observe(max(0.0, waited))
                         draft.text += event.text
                         draft.changed.set()
+                        if len(draft.text) > LONGEST_ANSWER:
+                            draft.text, draft.outcome = draft.text[:LONGEST_ANSWER], TurnOutcome.TRUNCATED
+                            return
                     case Finished():
                         draft.outcome, draft.usage = event.outcome, event.usage
                         draft.approval, draft.error = event.approval, event.detail
@@ -141,7 +154,7 @@ class Answerer:
     def _request(self, turn: Turn) -> AgentRequest:
         last = turn.messages[-1]
         group = bool(last.metadata.get("group"))
-        owner = turn.address.conversation if group else last.sender_id
+        owner = turn.address.conversation if group else turn.user_id or last.sender_id
         waiting: Mapping[str, Any] | None = turn.metadata.get("approval")
         return AgentRequest(
             session=str(turn.session_id),
@@ -210,7 +223,7 @@ class Answerer:
             agent_request_id=draft.request_id,
             usage=draft.usage,
             metadata=metadata,
-            session_metadata=_approval_left(turn, draft),
+            session_metadata=_approval_left(turn, draft, outcome),
         )
 
     async def _complete(self, completion: Completion, new_session: bool) -> Completed | None:
@@ -231,14 +244,16 @@ class Answerer:
         log.info("turn.given_back", reason=running.stopped, **_ids(turn))
         TURNS.labels(self._agent.name, TurnOutcome.SUPERSEDED.value).inc()
         if running.stopped != "lost":
-            await turns.supersede(self._store.database, turn.conversation_id, f"{running.stopped}", turn.id)
+            await turns.supersede(self._store.database, turn.conversation_id, running.stopped or "stopped", turn.id)
         await platform.show_end(turn, TurnOutcome.SUPERSEDED, None)
 
 
-def _approval_left(turn: Turn, draft: Draft) -> Mapping[str, Any] | None:
+def _approval_left(turn: Turn, draft: Draft, outcome: TurnOutcome) -> Mapping[str, Any] | None:
     if draft.approval is not None:
         return {"approval": asdict(draft.approval)}
-    return {"approval": None} if turn.metadata.get("approval") else None
+    # Commands don't reach the agent, and a call that failed may have declined nothing.
+    declined = turn.metadata.get("approval") and not draft.notice and outcome.turn_status == "done"
+    return {"approval": None} if declined else None
 
 
 def _ids(turn: Turn) -> dict[str, str]:
@@ -274,7 +289,8 @@ async def _showing(platform: Platform, turn: Turn, draft: Draft) -> AsyncGenerat
             await draft.changed.wait()
             draft.changed.clear()
             await platform.show_partial(turn, draft.text)
-            await asyncio.sleep(platform.capabilities.min_edit_interval)
+            # Each time the whole text goes to Redis: less often as it grows.
+            await asyncio.sleep(platform.capabilities.min_edit_interval + len(draft.text) / SHOWN_PER_SECOND)
 
     async with _beside(show()):
         yield
@@ -282,10 +298,12 @@ async def _showing(platform: Platform, turn: Turn, draft: Draft) -> AsyncGenerat
 
 @asynccontextmanager
 async def _beside(work: Any) -> AsyncGenerator[None]:
+    """Run something that only shows: whatever becomes of it, the turn goes on."""
     task = asyncio.create_task(work)
     try:
         yield
     finally:
         task.cancel()
-        with suppress(asyncio.CancelledError):
-            await task
+        await asyncio.wait([task])
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.warning("turn.not_shown", reason=type(error).__name__)

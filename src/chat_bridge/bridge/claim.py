@@ -7,13 +7,13 @@ from typing import Literal, Protocol
 from chat_bridge.bridge.deliver import Deliverer
 from chat_bridge.bridge.resolve import busy_policy
 from chat_bridge.errors import StorageError
-from chat_bridge.model import Address, ConversationId, Receipt, Seq, Turn, TurnId
+from chat_bridge.model import Address, ConversationId, Receipt, Seq, Turn, TurnId, TurnOutcome
 from chat_bridge.platforms.contract import Platform
 from chat_bridge.settings import Settings
 from chat_bridge.storage import sessions, turns
 from chat_bridge.storage.redis import Event, Hot
 from chat_bridge.storage.store import Store
-from chat_bridge.storage.turns import Wish
+from chat_bridge.storage.turns import Completion, Wish
 from chat_bridge.telemetry import TURNS_RUNNING, log
 from chat_bridge.texts import Texts
 
@@ -83,6 +83,7 @@ class Workers:
         self._workers: dict[ConversationId, asyncio.Task[None]] = {}
         self._again: set[ConversationId] = set()
         self._running: dict[ConversationId, Running] = {}
+        self._stops: dict[ConversationId, tuple[Seq, StopReason]] = {}  # that came while a claim was under way
         self._background: set[asyncio.Task[None]] = set()
         self._closing = False
         hot.handle_control(self._control)
@@ -139,11 +140,12 @@ class Workers:
             ours: set[TurnId] = set()
             try:
                 if held:
-                    ours = await turns.renew(
-                        self._store.database, [running.turn for running in held], self._settings.lease_seconds
-                    )
+                    async with asyncio.timeout_at(trusted_until):
+                        ours = await turns.renew(
+                            self._store.database, [running.turn for running in held], self._settings.lease_seconds
+                        )
                 trusted_until = asked_at + self._settings.lease_seconds
-            except StorageError as error:
+            except (StorageError, TimeoutError) as error:
                 log.warning("lease.renewal_failed", turns=len(held), reason=str(error))
                 if loop.time() < trusted_until:
                     continue
@@ -172,7 +174,10 @@ class Workers:
 
     def _stop_here(self, conversation: ConversationId, before: Seq, reason: StopReason) -> None:
         running = self._running.get(conversation)
-        if running is not None and running.turn.messages[-1].seq < before:
+        if running is None:
+            if conversation in self._workers:
+                self._stops[conversation] = (before, reason)
+        elif running.turn.messages[-1].seq < before:
             running.stop(reason)
 
     async def _work(self, conversation: ConversationId, platform: Platform) -> None:
@@ -188,6 +193,7 @@ class Workers:
             log.exception("worker.crashed", conversation=str(conversation))
         finally:
             del self._workers[conversation]
+            self._stops.pop(conversation, None)
             if conversation in self._again:
                 self._again.discard(conversation)
                 self.wake(conversation, platform.capabilities.name)
@@ -206,9 +212,20 @@ class Workers:
             return False
         running = Running(turn)
         self._running[conversation] = running
+        before, reason = self._stops.pop(conversation, (Seq(0), "cancelled"))
+        if self._closing:
+            running.stop("handed_back")
+        elif turn.messages[-1].seq < before:
+            running.stop(reason)
         TURNS_RUNNING.inc()
         try:
             await self._answers.answer(running)
+        except StorageError:
+            raise
+        except Exception as error:
+            # The next worker would fail in the same way, again and again: the turn ends here.
+            await self._store.complete(Completion(turn, TurnOutcome.ERROR, error=type(error).__name__))
+            raise
         finally:
             TURNS_RUNNING.dec()
             del self._running[conversation]

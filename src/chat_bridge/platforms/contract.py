@@ -11,13 +11,12 @@ from chat_bridge.model import Address, BusyPolicy, ConversationId, MessageId, Se
 class Capabilities:
     """What a platform can do, fixed per platform.
 
-    `max_text` is the longest text of one message in UTF-16 code units (0: no limit). `coalesce_seconds` is how long
+    `coalesce_seconds` is how long
     the first message waits for more before a turn starts. `idempotent_send` says that sending the same part again
     with the same key does nothing, so that a lost answer may be repeated.
     """
 
     name: str
-    max_text: int = 0
     coalesce_seconds: float = 0.0
     min_edit_interval: float = 0.0
     typing_seconds: float = 0.0

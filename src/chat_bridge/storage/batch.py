@@ -87,13 +87,13 @@ class Batch(Generic[Item, Result]):
 
     async def _execute(self, batch: "list[_Entry[Item, Result]]") -> None:
         try:
-            results = await self._run([entry.item for entry in batch])
+            answered = list(zip(batch, await self._run([entry.item for entry in batch]), strict=True))
         except Exception as error:  # noqa: BLE001 - each caller gets it
             for entry in batch:
                 if not entry.future.done():
                     entry.future.set_exception(error)
         else:
-            for entry, result in zip(batch, results, strict=True):
+            for entry, result in answered:
                 if not entry.future.done():
                     entry.future.set_result(result)
         finally:

@@ -14,6 +14,7 @@ from chat_bridge.model import (
     Receipt,
     ReceiveStatus,
     Seq,
+    SessionId,
     StoredMessage,
     new_message_id,
     new_session_id,
@@ -54,7 +55,10 @@ async def receive(database: Database, arrivals: Sequence[Arrival]) -> Sequence[R
         number: int = row["ord"]
         place, arrival = order[number - 1]
         receipts[place] = _receipt(arrival.event.address.id, row)
-    return [receipt for receipt in receipts if receipt is not None]
+    complete = [receipt for receipt in receipts if receipt is not None]
+    if len(complete) != len(order):
+        raise StorageError("PostgreSQL told of fewer messages than it was given")
+    return complete
 
 
 def require_storable(arrival: Arrival) -> None:
@@ -124,10 +128,15 @@ def _receipt(conversation: ConversationId, row: Record) -> Receipt:
 
 
 async def history(
-    database: Database, conversation: ConversationId, *, before: Seq | None = None, limit: int = 50
+    database: Database,
+    conversation: ConversationId,
+    *,
+    before: Seq | None = None,
+    limit: int = 50,
+    session: SessionId | None = None,
 ) -> Sequence[StoredMessage]:
-    """The newest messages (or those before a seq), oldest first."""
-    rows = await database.fetch("history_before", conversation, 2**63 - 1 if before is None else before, limit)
+    """The newest messages (or those before a seq) of a conversation, or of one session of it; oldest first."""
+    rows = await database.fetch("history_before", conversation, before or 2**63 - 1, limit, session)
     return [_stored(conversation, row) for row in reversed(rows)]
 
 
@@ -136,16 +145,6 @@ async def history_after(
 ) -> Sequence[StoredMessage]:
     """The messages that follow a seq, oldest first."""
     return [_stored(conversation, row) for row in await database.fetch("history_after", conversation, after, limit)]
-
-
-async def session_history(
-    database: Database, conversation: ConversationId, session: object, before: Seq | None, limit: int
-) -> Sequence[StoredMessage]:
-    """The newest messages of one session (or those before a seq), oldest first."""
-    rows = await database.fetch(
-        "session_history", conversation, session, 2**63 - 1 if before is None else before, limit
-    )
-    return [_stored(conversation, row) for row in reversed(rows)]
 
 
 def attachments(text: str | None) -> Sequence[Attachment]:

@@ -3,6 +3,7 @@
 import io
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -68,6 +69,20 @@ async def migrate(dsn: str) -> SchemaState:
     return await _run(dsn, upgrade)
 
 
+def compare(current: str | None) -> SchemaState:
+    """The state of a database whose revision is known."""
+    head, revisions = _our_revisions()
+    return SchemaState(current, head, current is None or current in revisions)
+
+
+@cache
+def _our_revisions() -> tuple[str, frozenset[str]]:
+    scripts = ScriptDirectory.from_config(_config())
+    head = scripts.get_current_head()
+    assert head is not None
+    return head, frozenset(script.revision for script in scripts.walk_revisions())
+
+
 async def schema_state(dsn: str) -> SchemaState:
     """Compare the database with this program; changes nothing."""
     return await _run(dsn, _state)
@@ -91,13 +106,9 @@ def _config() -> Config:
 
 
 def _state(connection: Connection) -> SchemaState:
-    scripts = ScriptDirectory.from_config(_config())
-    head = scripts.get_current_head()
-    assert head is not None
     exists = connection.scalar(text("select to_regclass('alembic_version') is not null"))
     current = connection.scalar(text("select version_num from alembic_version")) if exists else None
-    known = current is None or current in {script.revision for script in scripts.walk_revisions()}
-    return SchemaState(current, head, known)
+    return compare(current)
 
 
 async def _run(dsn: str, action: Callable[[Connection], T]) -> T:

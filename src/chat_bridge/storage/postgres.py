@@ -35,8 +35,8 @@ QUERIES = _load_queries()
 
 
 # Each statement is planned once a connection: the server would otherwise plan the long ones anew at each call, which
-# takes longer than running them. That one plan has to fit tables of any size, also if it was made while they were empty:
-# every table is read by an index, row by row of the batch. PgBouncer refuses these parameters.
+# takes longer than running them. One plan has to fit tables of any size, also if it was made while they were empty:
+# every table is read by an index, for one row of the batch after another. PgBouncer refuses these parameters.
 _PLANNING = {
     "plan_cache_mode": "force_generic_plan",
     "enable_seqscan": "off",

@@ -27,6 +27,8 @@ CONTROL = "chat-bridge:control"
 ACTIVE = "chat-bridge:active"
 PARTIAL_SECONDS = 900
 CONFIRM_SECONDS = 1.0
+ANSWER_SECONDS = 1.0
+QUIET_SECONDS = 1.0
 _QUEUE = 512  # events a slow reader may be behind before it is cut off
 RESYNC: Event = {"type": "resync"}
 _END: Event = {"type": "end"}
@@ -56,13 +58,18 @@ class Hot:
         self._subscribing = asyncio.Lock()
         self._on_control: Callable[[Event], Awaitable[None]] | None = None
         self.reachable = True
+        self._quiet_until = 0.0  # after a failure nobody waits for Redis for a moment
 
     @classmethod
     @asynccontextmanager
     async def open(cls, url: str | None, *, session_ttl_seconds: int = 3600) -> AsyncGenerator[Self]:
         """Connect lazily; a server that can't be reached is no error, now or later."""
         client = (
-            redis.asyncio.from_url(url, socket_connect_timeout=2, health_check_interval=15) if url else _in_process()
+            redis.asyncio.from_url(
+                url, socket_connect_timeout=ANSWER_SECONDS, socket_timeout=ANSWER_SECONDS, health_check_interval=15
+            )
+            if url
+            else _in_process()
         )  # pyright: ignore[reportUnknownMemberType]
         hot = cls(client, session_ttl_seconds)
         listener = asyncio.create_task(hot._listen(), name="redis.listen")
@@ -97,6 +104,7 @@ class Hot:
         async def write() -> None:
             pipeline = self._client.pipeline()
             pipeline.zadd(ACTIVE, {str(conversation): time.time()})
+            pipeline.zremrangebyscore(ACTIVE, "-inf", time.time() - self._ttl)
             pipeline.publish(_events(conversation), json.dumps(event))
             await pipeline.execute()
 
@@ -174,8 +182,8 @@ class Hot:
         queue: asyncio.Queue[Event] = asyncio.Queue(_QUEUE)
         readers = self._readers.setdefault(channel, set())
         readers.add(queue)
-        await self._follow(channel)
         try:
+            await self._follow(channel)
             yield _read(queue)
         finally:
             readers.discard(queue)
@@ -218,6 +226,7 @@ class Hot:
                     self._subscribed = {channel: asyncio.Event() for channel in self._readers}
                     await self._subscriptions.subscribe(CONTROL, *self._readers)
                 self.reachable = True
+                self._quiet_until = 0.0
                 pause = 0.1
                 for readers in self._readers.values():
                     for queue in readers:
@@ -226,7 +235,7 @@ class Hot:
                     message = await self._subscriptions.get_message(timeout=None)
                     if message is not None:
                         await self._take(message)
-            except (RedisError, OSError) as error:
+            except Exception as error:  # noqa: BLE001 - without this loop no event arrives any more
                 self._failed(error)
                 with suppress(RedisError, OSError):
                     await self._subscriptions.aclose()
@@ -252,6 +261,8 @@ class Hot:
             _put(queue, event)
 
     async def _soft(self, operation: Callable[[], Awaitable[T]], otherwise: T) -> T:
+        if time.monotonic() < self._quiet_until:
+            return otherwise
         try:
             result = await operation()
         except (RedisError, OSError, TimeoutError) as error:
@@ -265,6 +276,7 @@ class Hot:
         if self.reachable:
             log.warning("redis.lost", reason=type(error).__name__, effect="slower, nothing is lost")
         self.reachable = False
+        self._quiet_until = time.monotonic() + QUIET_SECONDS
 
 
 def _in_process() -> Client:

@@ -98,6 +98,7 @@ def _turn(rows: Sequence[Record]) -> Turn:
         conversation_id=first["conversation_id"],
         session_id=first["session_id"],
         address=Address(first["platform"], first["account"], first["platform_conversation_id"], first["thread"]),
+        user_id=first["user_id"],
         messages=tuple(
             PendingMessage(
                 id=row["id"],
@@ -173,6 +174,11 @@ async def recover(database: Database, *, all_owners: bool = False) -> Sequence[C
     return [row["conversation_id"] for row in await database.fetch("recover", all_owners)]
 
 
-async def find_pending(database: Database, limit: int = 1000) -> Sequence[tuple[ConversationId, str]]:
-    """Conversations that wait and have no turn, longest first, with their platform."""
-    return [(row["conversation_id"], row["platform"]) for row in await database.fetch("find_pending", limit)]
+async def find_pending(
+    database: Database, platforms: Sequence[str], limit: int = 1000
+) -> Sequence[tuple[ConversationId, str]]:
+    """Conversations of these platforms that wait and have no turn, longest first, with their platform."""
+    return [
+        (row["conversation_id"], row["platform"])
+        for row in await database.fetch("find_pending", limit, list(platforms))
+    ]

@@ -18,7 +18,7 @@ SWEEP_SECONDS = 5.0
 
 class Sweep:
     """Looks for work without a worker, every few seconds: `wake` puts a worker on a conversation, `redeliver` sends
-    what is due. `idempotent_platforms` take a repeated delivery without showing it twice."""
+    what is due. `platforms` run here; of them `idempotent_platforms` take a repeated delivery without showing it twice."""
 
     def __init__(
         self,
@@ -26,11 +26,13 @@ class Sweep:
         *,
         wake: Callable[[ConversationId, str], None],
         redeliver: Callable[[Sequence[Delivery]], Awaitable[None]],
+        platforms: Sequence[str],
         idempotent_platforms: Sequence[str],
     ) -> None:
         self._store = store
         self._wake = wake
         self._redeliver = redeliver
+        self._platforms = platforms
         self._idempotent_platforms = idempotent_platforms
 
     async def run(self, *, alone: bool) -> None:
@@ -38,8 +40,8 @@ class Sweep:
         one of a dead process and its lease need not run out first."""
         while True:
             try:
-                await self.once(all_owners=alone)
-                alone = False
+                all_owners, alone = alone, False  # a second time it would take our own turns away
+                await self.once(all_owners=all_owners)
             except StorageError as error:
                 log.warning("sweep.failed", reason=str(error))
             await asyncio.sleep(SWEEP_SECONDS)
@@ -50,7 +52,7 @@ class Sweep:
         if freed:
             RECOVERED.labels("turn").inc(len(freed))
             log.info("sweep.freed_turns", count=len(freed))
-        for conversation, platform in await turns.find_pending(self._store.database):
+        for conversation, platform in await turns.find_pending(self._store.database, self._platforms):
             self._wake(conversation, platform)
         deliveries = await outbox.due_deliveries(self._store.database, self._idempotent_platforms)
         if deliveries:

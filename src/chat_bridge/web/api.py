@@ -129,8 +129,12 @@ async def get_messages(
 ) -> Messages:
     """Messages of a session, oldest first."""
     session = await _session(used, session_id)
-    found = await messages.session_history(
-        used.store.database, session.conversation_id, session.id, None if before is None else Seq(before), limit + 1
+    found = await messages.history(
+        used.store.database,
+        session.conversation_id,
+        before=None if before is None else Seq(before),
+        limit=limit + 1,
+        session=session.id,
     )
     return Messages(messages=[Message.of(message) for message in found[-limit:]], has_more=len(found) > limit)
 
@@ -149,7 +153,7 @@ async def close_session(session_id: SessionPath, used: Used) -> SessionView:
     session = await _session(used, session_id)
     if not closed:
         raise Problem(409, f"The session is {session.status} already.")
-    for newest in await messages.session_history(used.store.database, session.conversation_id, session.id, None, 1):
+    for newest in await messages.history(used.store.database, session.conversation_id, limit=1, session=session.id):
         await used.stop_turn(session.conversation_id, Seq(newest.seq + 1))
     return SessionView.of(session)
 

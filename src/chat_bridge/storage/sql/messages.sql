@@ -18,7 +18,8 @@ with input as (
   select
     i.*,
     known.id as known_id, known.seq as known_seq, known.session_id as known_session_id,
-    known.content_text is not distinct from i.content_text as same,
+    known.content_text = i.content_text and known.sender_id = i.user_id
+      and known.raw_text is not distinct from i.metadata::jsonb ->> 'raw_text' as same,
     s.answered_seq, s.pending_since,
     coalesce(s.metadata ->> 'busy_policy', i.busy_policy) as policy,
     (known.id is null)::integer as fresh,
@@ -27,7 +28,7 @@ with input as (
       over (partition by i.conversation_id order by i.ord) as nth_accepted
   from input i
   left join lateral (
-    select m.id, m.seq, m.session_id, m.content_text
+    select m.id, m.seq, m.session_id, m.content_text, m.sender_id, m.metadata ->> 'raw_text' as raw_text
     from messages m
     where m.conversation_id = i.conversation_id and m.event_key = i.event_key
     limit 1
@@ -160,7 +161,7 @@ from looked l
 where l.fresh = 0;
 
 -- name: history_before
--- The newest messages before a seq, newest first: one backward walk of the primary key.
+-- The newest messages before a seq, newest first, of all sessions or ($4) of one: one backward walk of the primary key.
 select
   m.seq, m.id, m.session_id, m.direction, m.content_type, m.content_text, m.event_key, m.sender_id, m.created_at,
   m.attachments, m.metadata,
@@ -172,7 +173,7 @@ select
     else 'answered'
   end as status
 from messages m
-where m.conversation_id = $1 and m.seq < $2
+where m.conversation_id = $1 and m.seq < $2 and ($4::uuid is null or m.session_id = $4)
 order by m.seq desc
 limit $3;
 
@@ -211,20 +212,3 @@ from messages m
 left join deliveries d on d.conversation_id = m.conversation_id and d.seq = m.seq
 where m.conversation_id = $1 and m.turn_id = $2 and m.seq >= $3
 order by m.seq, d.part;
-
--- name: session_history
--- The newest messages of one session before a seq, newest first.
-select
-  m.seq, m.id, m.session_id, m.direction, m.content_type, m.content_text, m.event_key, m.sender_id, m.created_at,
-  m.attachments, m.metadata,
-  case
-    when m.status <> 'accepted' then m.status
-    when m.seq > (
-      select min(s.answered_seq) from sessions s where s.conversation_id = $1 and s.pending_since is not null
-    ) then 'pending'
-    else 'answered'
-  end as status
-from messages m
-where m.conversation_id = $1 and m.session_id = $2 and m.seq < $3
-order by m.seq desc
-limit $4;

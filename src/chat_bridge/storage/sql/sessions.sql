@@ -79,6 +79,10 @@ where id = $1;
 -- For /status: the active session of a conversation.
 select id, created_at, message_count from sessions where conversation_id = $1 and status = 'active';
 
+-- name: schema_revision
+-- The schema's revision, as Alembic keeps it.
+select version_num from alembic_version;
+
 -- name: plan_by_arguments
 -- For the rest of the transaction, plan each statement for its arguments.
 select set_config('plan_cache_mode', 'force_custom_plan', true);

@@ -11,7 +11,8 @@ with wanted as (
   from wanted w
   cross join lateral (
     select
-      s.conversation_id, s.id, s.answered_seq, s.platform, s.account, s.platform_conversation_id, s.thread, s.metadata
+      s.conversation_id, s.id, s.answered_seq, s.platform, s.account, s.platform_conversation_id, s.thread,
+      s.user_id, s.metadata
     from sessions s
     where s.conversation_id = w.conversation_id and s.status = 'active' and s.last_inbound_seq > s.answered_seq
     for update
@@ -55,15 +56,17 @@ with wanted as (
   returning conversation_id, id
 ), passed_over as (
   update messages m
-  set status = 'skipped', metadata = coalesce(m.metadata, '{}') || '{"reason": "newer_message"}'
+  set status = case when t.stop_seq is null then 'skipped' else 'cancelled' end,
+    metadata = coalesce(m.metadata, '{}')
+      || jsonb_build_object('reason', case when t.stop_seq is null then 'newer_message' else 'stopped' end)
   from claimed c
   join taken t on t.turn_id = c.id
   where m.conversation_id = c.conversation_id and m.seq = t.seq
-    and t.policy = 'latest' and t.seq < t.last_seq and t.stop_seq is null
+    and t.seq < t.last_seq and (t.policy = 'latest' or t.stop_seq is not null)
 )
 select
   c.id as turn_id, c.conversation_id, s.id as session_id, s.platform, s.account, s.platform_conversation_id, s.thread,
-  s.metadata as session_metadata, t.seq, t.id, t.sender_id, u.display_name, t.content_text, t.content_type,
+  s.user_id, s.metadata as session_metadata, t.seq, t.id, t.sender_id, u.display_name, t.content_text, t.content_type,
   t.attachments, t.created_at, t.metadata,
   set_config('synchronous_commit', 'off', true)
 from claimed c
@@ -71,7 +74,7 @@ join session s on s.turn_id = c.id
 join taken t on t.turn_id = c.id
 left join users u
   on u.platform = s.platform and u.account = s.account and u.platform_user_id = t.sender_id
-where t.policy <> 'latest' or t.seq = t.last_seq or t.stop_seq is not null
+where t.seq = t.last_seq or (t.policy <> 'latest' and t.stop_seq is null)
 order by c.id, t.seq;
 
 -- name: complete
@@ -202,11 +205,12 @@ where t.conversation_id = l.conversation_id and t.id = l.id
 returning t.conversation_id, t.id;
 
 -- name: find_pending
--- Conversations with messages that wait and no turn: nobody is on them.
+-- Conversations of these platforms with messages that wait and no turn: nobody is on them.
 select s.conversation_id, s.platform
 from waiting w
 join sessions s on s.conversation_id = w.conversation_id and s.id = w.session_id
-where not exists (select from turns t where t.conversation_id = w.conversation_id and t.status = 'running')
+where s.platform = any ($2::text[])
+  and not exists (select from turns t where t.conversation_id = w.conversation_id and t.status = 'running')
 order by s.pending_since
 limit $1;
 

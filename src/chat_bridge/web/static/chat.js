@@ -55,6 +55,7 @@ const EVENTS = {
   },
   error() {
     endTurn();
+    refresh(); // what became of the message stands beside it
   },
 };
 
@@ -73,6 +74,12 @@ function start() {
   if (conversation.begun) follow();
   else showWelcome();
   composer.focus();
+}
+
+async function refresh() {
+  const { signal } = following;
+  const page = await newestPage(signal);
+  if (!signal.aborted) page.messages.forEach(showNew);
 }
 
 // Shows the newest messages, then whatever happens from there on.
