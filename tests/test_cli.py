@@ -15,6 +15,7 @@ NEXT_AGENT = [
     "Next: connect a Mastra agent. Stop with Ctrl-C, put this into a file named .env, and start again:",
     "  MASTRA_ENDPOINT=http://localhost:4111/api",
     "  MASTRA_AGENT_ID=the-id-of-your-agent",
+    "Telegram and other platforms come in later versions; until then the chat page is the way in.",
 ]
 
 

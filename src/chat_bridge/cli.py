@@ -180,10 +180,10 @@ def _announce(settings: Settings, service: Service, port: int) -> None:
             "Next: connect a Mastra agent. Stop with Ctrl-C, put this into a file named .env, and start again:",
             "  MASTRA_ENDPOINT=http://localhost:4111/api",
             "  MASTRA_AGENT_ID=the-id-of-your-agent",
+            "Telegram and other platforms come in later versions; until then the chat page is the way in.",
         ]
     else:
         lines.append("Next: put the chat on your site; docs/web-chat.md shows how. Stop with Ctrl-C.")
-    lines.append("Telegram and other platforms come in later versions; until then the chat page is the way in.")
     print("\n".join(lines), flush=True)
 
 

@@ -18,7 +18,8 @@ SWEEP_SECONDS = 5.0
 
 class Sweep:
     """Looks for work without a worker, every few seconds: `wake` puts a worker on a conversation, `redeliver` sends
-    what is due. `platforms` run here; of them `idempotent_platforms` take a repeated delivery without showing it twice."""
+    what is due. `platforms` run here; of them `idempotent_platforms` take a repeated delivery without showing it
+    twice."""
 
     def __init__(
         self,
