@@ -20,7 +20,7 @@ async def main() -> None:
     parser.add_argument("--quick", action="store_true", help="short rounds and 100,000 messages instead of 1,000,000")
     configure_logging("error", "text")
     quick = parser.parse_args().quick
-    seconds, rounds, preloaded = (1.0, 1, 100_000) if quick else (4.0, 3, 1_000_000)
+    seconds, rounds, preloaded = (1.0, 1, 100_000) if quick else (2.0, 3, 1_000_000)
     print(
         f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}, "
         f"load {os.getloadavg()[0]:.1f}"

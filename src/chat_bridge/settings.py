@@ -146,7 +146,11 @@ class Settings(BaseModel):
         None, "REDIS_URL", "Redis 7 or newer. Not set: a Redis inside the process.", "redis://localhost:6379/0"
     )
     session_ttl_seconds: int = _setting(
-        3600, "SESSION_TTL_SECONDS", "How long a session stays hot in Redis after its last message.", "1800", ge=1
+        3600,
+        "SESSION_TTL_SECONDS",
+        "How long a conversation counts as active, in Redis and the metrics, after its last message.",
+        "1800",
+        ge=1,
     )
     data_dir: Annotated[Path, AfterValidator(_home_folder)] = _setting(
         PydanticUndefined,

@@ -99,22 +99,16 @@ with input as (
   join sessions s on s.conversation_id = t.conversation_id and s.id = t.session_id
   order by s.conversation_id
   for update of s
-), locked as materialized (
-  select
+), turn as (
+  update turns t
+  set status = h.status, outcome = h.outcome, error = h.error, usage = h.usage::jsonb, finished_at = clock_timestamp(),
+    agent_request_id = h.agent_request_id
+  from held h
+  where t.conversation_id = h.conversation_id and t.id = h.turn_id and t.finished_at is null
+  returning
     h.*,
     h.message_id is not null
       and not (h.error_text and coalesce(h.error_told_at > clock_timestamp() - interval '1 minute', false)) as tell
-  from held h
-  join turns t on t.conversation_id = h.conversation_id and t.id = h.turn_id
-  where t.finished_at is null
-  order by t.conversation_id
-  for update of t
-), turn as (
-  update turns t
-  set status = l.status, outcome = l.outcome, error = l.error, usage = l.usage::jsonb, finished_at = clock_timestamp(),
-    agent_request_id = l.agent_request_id
-  from locked l
-  where t.conversation_id = l.conversation_id and t.id = l.turn_id
 ), session as (
   update sessions s
   set next_seq = s.next_seq + l.tell::integer,
@@ -124,7 +118,7 @@ with input as (
     error_told_at = case when l.tell and l.error_text then clock_timestamp() else s.error_told_at end,
     metadata = case when l.session_metadata is null then s.metadata else s.metadata || l.session_metadata::jsonb end,
     last_activity = clock_timestamp()
-  from locked l
+  from turn l
   where s.conversation_id = l.conversation_id and s.id = l.session_id
   returning l.*, s.next_seq - 1 as seq, s.pending_since is not null as more
 ), settled as (
@@ -134,7 +128,7 @@ with input as (
 ), unanswered as (
   update messages m
   set status = l.status, metadata = coalesce(m.metadata, '{}') || jsonb_build_object('reason', l.outcome)
-  from locked l
+  from turn l
   where l.status in ('failed', 'cancelled') and m.conversation_id = l.conversation_id
     and m.seq between l.first_seq and l.last_seq and m.direction = 'inbound' and m.status = 'accepted'
 ), reply as (
