@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
 from functools import lru_cache
-from typing import Any, Literal, NewType
+from typing import Any, Literal, NamedTuple, NewType
 from uuid import NAMESPACE_URL, UUID, uuid5
 
 from uuid_utils.compat import uuid7
@@ -182,8 +182,7 @@ class Turn:
     metadata: Json  # the session's
 
 
-@dataclass(frozen=True, slots=True)
-class StoredMessage:
+class StoredMessage(NamedTuple):  # many are made at once, and a tuple is made five times as fast as a dataclass
     """A message as it is kept, for reading. `status` is what became of it: of an inbound one pending, answered,
     skipped, failed or cancelled; of an outbound one stored."""
 

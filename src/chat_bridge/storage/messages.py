@@ -1,5 +1,6 @@
 """Messages: receiving them in order and once, and reading them back."""
 
+import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from hashlib import sha256
@@ -20,7 +21,7 @@ from chat_bridge.model import (
     new_session_id,
 )
 from chat_bridge.storage.postgres import Database, Record, win
-from chat_bridge.storage.text import from_jsonb, storable, storable_or_none, to_jsonb
+from chat_bridge.storage.text import storable, storable_or_none, to_jsonb
 
 # An entry of an index may have 2704 bytes; no platform comes near.
 _LONGEST_ID = 1000
@@ -149,22 +150,25 @@ async def history_after(
 
 def attachments(text: str | None) -> Sequence[Attachment]:
     """The attachments of a jsonb column."""
-    return tuple(Attachment(**item) for item in from_jsonb(text) or ())
+    return () if text is None else tuple(Attachment(**item) for item in json.loads(text))
 
 
 def _stored(conversation: ConversationId, row: Record) -> StoredMessage:
+    (
+        seq, id_, session, direction, content_type, text, event_key, sender, created_at, files, metadata, status
+    ) = row.values()  # fmt: skip
     return StoredMessage(
-        id=row["id"],
-        conversation_id=conversation,
-        seq=row["seq"],
-        session_id=row["session_id"],
-        direction=row["direction"],
-        status=row["status"],
-        content_type=row["content_type"],
-        text=row["content_text"],
-        event_key=row["event_key"],
-        sender_id=row["sender_id"],
-        created_at=row["created_at"],
-        attachments=attachments(row["attachments"]),
-        metadata=from_jsonb(row["metadata"]) or {},
+        id_,
+        conversation,
+        seq,
+        session,
+        direction,
+        status,
+        content_type,
+        text,
+        event_key,
+        sender,
+        created_at,
+        attachments(files),
+        {} if metadata is None else json.loads(metadata),
     )
