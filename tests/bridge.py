@@ -58,6 +58,11 @@ class BridgeProcess:
         assert self._process is not None
         return self._process.pid
 
+    @property
+    def exit_code(self) -> int | None:
+        """None while it runs."""
+        return None if self._process is None else self._process.poll()
+
     async def stop(self, number: int = signal.SIGINT) -> int:
         """Ask it to stop; wait, and give its exit code."""
         assert self._process is not None
@@ -93,6 +98,10 @@ async def running_bridge(database: str | None = None, **settings: str) -> AsyncG
         await bridge.start()
         try:
             yield bridge
+        except BaseException:
+            # What the bridge said goes with the report of the failed test.
+            print(f"exit code {bridge.exit_code}; the end of its log:\n{bridge.log.read_text()[-8000:]}")
+            raise
         finally:
             await bridge.stop()
 
