@@ -115,3 +115,20 @@ def read_until(terminal: int, words: str | None) -> str:
             break
         seen += piece
     return seen.decode()
+
+
+def test_a_traceback_shows_no_local_variables() -> None:
+    program = """
+from chat_bridge.telemetry import configure_logging, log
+configure_logging("info", "text")
+def handle(message):
+    return 1 / 0
+try:
+    handle("a private text")
+except ZeroDivisionError:
+    log.exception("it.crashed")
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert "ZeroDivisionError" in done.stderr
+    # The line that called it stands in the traceback as source; the value of the variable must not.
+    assert done.stderr.count("a private text") == done.stderr.count('handle("a private text")')
