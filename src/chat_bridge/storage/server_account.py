@@ -58,7 +58,7 @@ def _make_server_user() -> None:
     if useradd is not None:
         no_login = ("--no-create-home", "--home-dir", "/nonexistent", "--shell", "/usr/sbin/nologin")
         command = (useradd, "--system", "--user-group", *no_login, SERVER_USER)
-        done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode == 0:
             return
         reason = done.stderr.strip()

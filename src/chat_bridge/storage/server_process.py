@@ -85,7 +85,7 @@ def run_program(command: list[str | Path], cluster: Path, account: ServerAccount
     Raises EmbeddedPostgresError with its last words when it fails.
     """
     try:
-        done = subprocess.run(  # noqa: S603
+        done = subprocess.run(
             command,
             input=text.encode(),
             stdout=subprocess.PIPE,
@@ -118,7 +118,7 @@ def _launch(place: ServerPlace) -> tuple[int, subprocess.Popen[Any], int]:
     out = os.open(place.log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
     try:
         log_start = os.fstat(out).st_size
-        child: subprocess.Popen[Any] = subprocess.Popen(  # noqa: S603
+        child: subprocess.Popen[Any] = subprocess.Popen(
             [place.program],
             stdin=subprocess.DEVNULL,
             stdout=out,
