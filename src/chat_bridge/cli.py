@@ -1,4 +1,4 @@
-"""The command line: `chat-bridge serve | migrate | config | explain`."""
+"""The command line: `chat-bridge serve | doctor | migrate | config | explain | version`."""
 
 import asyncio
 import os
@@ -15,6 +15,7 @@ from uuid import UUID
 import typer
 import uvicorn
 
+from chat_bridge.doctor import examine
 from chat_bridge.errors import ChatBridgeError, SettingsError
 from chat_bridge.model import MessageId
 from chat_bridge.service import Service, database_url, running_service
@@ -66,6 +67,19 @@ def config() -> None:
     """Print the settings in force, secrets masked."""
     for name, value in shown(load_settings()).items():
         print(f"{name}={value}")
+
+
+@cli.command()
+def doctor() -> None:
+    """Check what the bridge depends on, and say what to do; exit 1 when something can't work."""
+    settings = load_settings()
+    configure_logging("error", settings.log_format)
+    with asyncio.Runner(loop_factory=_new_loop) as runner:
+        findings = runner.run(examine(settings))
+    for finding in findings:
+        print(f"{finding.status:<8} {finding.subject:<10} {finding.text}")
+    if any(finding.status == "problem" for finding in findings):
+        raise typer.Exit(1)
 
 
 @cli.command()
@@ -169,6 +183,8 @@ def _announce(settings: Settings, service: Service, port: int) -> None:
     lines = [f"agoric-chat-bridge {version('agoric-chat-bridge')} is ready.", ""]
     if settings.webchat_enabled:
         lines.append(f"  Chat        {address}/chat")
+    places = {name: platform.describe() for name, platform in service.platforms.items()}
+    lines += [f"  {name.capitalize():<11} {place}" for name, place in places.items() if place]
     lines += [f"  API         {address}/docs", f"  Agent       {service.agent.name}"]
     if settings.embedded:
         lines.append(f"  Data        {settings.data_dir}")
@@ -180,7 +196,6 @@ def _announce(settings: Settings, service: Service, port: int) -> None:
             "Next: connect a Mastra agent. Stop with Ctrl-C, put this into a file named .env, and start again:",
             "  MASTRA_ENDPOINT=http://localhost:4111/api",
             "  MASTRA_AGENT_ID=the-id-of-your-agent",
-            "Telegram and other platforms come in later versions; until then the chat page is the way in.",
         ]
     else:
         lines.append("Next: put the chat on your site; docs/web-chat.md shows how. Stop with Ctrl-C.")

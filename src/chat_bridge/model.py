@@ -86,13 +86,20 @@ class User:
 
 @dataclass(frozen=True, slots=True)
 class Attachment:
-    """A file that belongs to a message: a reference, not the bytes."""
+    """A file that belongs to a message: a reference, not the bytes.
+
+    `ref` is what the platform wants to hear for the bytes, with our credentials if `needs_auth`, until `expires_at`.
+    `same_file` is equal for two references to one file, where the platform tells. `size` is in bytes.
+    """
 
     kind: Literal["image", "audio", "video", "file"]
     mime_type: str
     ref: str
     name: str | None = None
     size: int | None = None
+    same_file: str | None = None
+    needs_auth: bool = False
+    expires_at: datetime | None = None
 
 
 class EventKind(StrEnum):
@@ -113,10 +120,19 @@ class EventKind(StrEnum):
 class InboundEvent:
     """One normalised event of a platform, as an adapter gives it to the bridge.
 
-    `event_key` is unique per delivery within a conversation: a redelivery carries the same one. `platform_message_id`
-    is unique per message. `addressed` is true in private chats, for mentions, replies to the bot and commands.
-    `sent_at` is the platform's clock and never decides order. `group` says that the conversation has several people,
-    so that the agent remembers the chat and not one person.
+    `event_key` is unique per event within a conversation: a redelivery carries the same one. That of a message is the
+    message's own, so that twin events of one message are caught too. `about` is the event key of the message that an
+    edit, deletion, reaction or button is about. `platform_message_id` is the message's id on the platform.
+
+    `text` is what the agent gets, without the mention of the bot; `raw_text` is what was written, where that differs.
+    Of a button it is the button's value. `addressed` is true in private chats, for mentions, replies to the bot and
+    commands. `group` says that the conversation has several people, so that the agent remembers the chat and not one
+    person. `skip_reason`: keep it, but do not answer, for this reason. `album`: messages with the same one are sent
+    together and kept as one.
+
+    `closes`: the bot can't be heard in this conversation any more (blocked, removed). `moved_from`: the platform gave
+    this conversation a new id; it had this one. `reply_handle` is what the adapter's `acknowledge` needs.
+    `sent_at` is the platform's clock and never decides order.
     """
 
     address: Address
@@ -124,11 +140,18 @@ class InboundEvent:
     user: User
     text: str
     kind: EventKind = EventKind.MESSAGE
+    raw_text: str | None = None
     platform_message_id: str | None = None
+    about: str | None = None
     sent_at: datetime | None = None
     attachments: Sequence[Attachment] = ()
+    album: str | None = None
     addressed: bool = True
     group: bool = False
+    skip_reason: str | None = None
+    closes: bool = False
+    moved_from: str | None = None
+    reply_handle: str | None = None
     metadata: Json = field(default_factory=dict[str, Any])
 
 
@@ -137,6 +160,7 @@ class ReceiveStatus(StrEnum):
 
     ACCEPTED = "accepted"  # will be answered
     SKIPPED = "skipped"  # stored with a reason, not answered
+    RECORDED = "recorded"  # kept with a message that was stored before: its edit, its deletion, more of its album
     DUPLICATE = "duplicate"  # stored before; nothing was changed
     CONFLICT = "conflict"  # the same event key was stored before with another text
 
@@ -166,7 +190,9 @@ class PendingMessage:
     attachments: Sequence[Attachment]
     created_at: datetime
     metadata: Json
+    platform_message_id: str | None = None
     is_command: bool = False
+    deleted: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,6 +206,11 @@ class Turn:
     user_id: str | None  # who began the session
     messages: Sequence[PendingMessage]
     metadata: Json  # the session's
+
+    @property
+    def group(self) -> bool:
+        """Whether several people write here."""
+        return bool(self.messages[-1].metadata.get("group"))
 
 
 class StoredMessage(NamedTuple):  # many are made at once, and a tuple is made five times as fast as a dataclass

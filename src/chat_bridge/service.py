@@ -3,9 +3,10 @@
 import asyncio
 import os
 import socket
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from importlib.metadata import entry_points
 
 from fastapi import FastAPI
 from pydantic import SecretStr
@@ -17,10 +18,12 @@ from chat_bridge.bridge.answer import Answerer
 from chat_bridge.bridge.claim import Workers
 from chat_bridge.bridge.deliver import Deliverer
 from chat_bridge.bridge.receive import Receiver
-from chat_bridge.errors import SchemaError
-from chat_bridge.platforms.contract import Platform
-from chat_bridge.platforms.webchat import WebChat
-from chat_bridge.settings import Settings
+from chat_bridge.bridge.resolve import Access
+from chat_bridge.errors import ChatBridgeError, SchemaError, SettingsError
+from chat_bridge.platforms.contract import MakePlatform, Platform
+from chat_bridge.platforms.telegram.adapter import Telegram
+from chat_bridge.platforms.webchat import EventSink, WebChat
+from chat_bridge.settings import Settings, environment
 from chat_bridge.storage.embedded import embedded_postgres, server_in_use, stored_secret
 from chat_bridge.storage.migrate import compare, migrate, schema_state
 from chat_bridge.storage.postgres import Database
@@ -28,6 +31,7 @@ from chat_bridge.storage.redis import Hot
 from chat_bridge.storage.store import Store
 from chat_bridge.telemetry import log
 from chat_bridge.texts import Texts
+from chat_bridge.upkeep.attend import Attendance
 from chat_bridge.upkeep.recovery import Sweep
 from chat_bridge.web.app import create_app
 from chat_bridge.web.services import Services
@@ -40,6 +44,7 @@ class Service:
 
     app: FastAPI
     agent: Agent
+    platforms: Mapping[str, Platform]
     failed: asyncio.Future[None]
     drain: Callable[[], Awaitable[None]]
 
@@ -74,12 +79,12 @@ async def running_service(settings: Settings) -> AsyncGenerator[Service]:
         agent = make_agent(settings)
         stack.push_async_callback(agent.aclose)
 
-        platforms: dict[str, Platform] = {}
-        if settings.webchat_enabled:
-            web = WebChat(hot)
-            platforms[web.capabilities.name] = web
+        platforms = make_platforms(settings, hot)
+        for platform in platforms.values():
+            stack.push_async_callback(platform.aclose)
         texts = Texts(settings.language, settings.texts)
-        deliverer = Deliverer(store, platforms)
+        deliverer = Deliverer(store, platforms, resend_unknown=settings.unknown_deliveries == "resend")
+        stack.push_async_callback(deliverer.aclose)
         answerer = Answerer(settings, store, platforms, agent, deliverer, texts)
         workers = Workers(settings, store, hot, platforms, agent.name, answerer, deliverer, texts)
         sweep = Sweep(
@@ -87,8 +92,10 @@ async def running_service(settings: Settings) -> AsyncGenerator[Service]:
             wake=workers.wake,
             redeliver=deliverer.redeliver,
             platforms=list(platforms),
-            idempotent_platforms=[name for name, each in platforms.items() if each.capabilities.idempotent_send],
         )
+        receiver = Receiver(settings, store, hot, platforms, workers, _access(settings))
+        attendance = Attendance(store, platforms, receiver.receive_all, settings.lease_seconds)
+        await attendance.begin()
 
         async def schema_problem() -> str | None:
             revision = await database.fetch_one("schema_revision")
@@ -103,7 +110,9 @@ async def running_service(settings: Settings) -> AsyncGenerator[Service]:
                 settings=settings,
                 store=store,
                 hot=hot,
-                receiver=Receiver(settings, store, hot, platforms, workers),
+                receiver=receiver,
+                platforms=platforms,
+                platform_states=attendance.states,
                 api_key=_secret(settings, settings.api_key, "api-key"),
                 secret=_secret(settings, settings.secret, "secret") or "",
                 schema_problem=schema_problem,
@@ -111,24 +120,86 @@ async def running_service(settings: Settings) -> AsyncGenerator[Service]:
             )
         )
         failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        loops = [
-            asyncio.create_task(workers.renew_leases(), name="renew_leases"),
-            asyncio.create_task(sweep.run(alone=settings.embedded), name="sweep"),
-        ]
+        renewing = asyncio.create_task(workers.renew_leases(), name="renew_leases")
+        sweeping = asyncio.create_task(sweep.run(alone=settings.embedded), name="sweep")
+        attending = asyncio.create_task(attendance.run(), name="attend")
+        loops = (renewing, sweeping, attending)
         for loop in loops:
             loop.add_done_callback(lambda task: _report(task, failed))
 
         async def drain(seconds: float = settings.drain_seconds) -> None:
-            loops[1].cancel()
+            sweeping.cancel()
+            attending.cancel()
+            await asyncio.wait([attending])  # another process may ask the platforms now
             await workers.drain(seconds)
             hot.dismiss_watchers()
 
         try:
-            yield Service(app, agent, failed, drain)
+            yield Service(app, agent, platforms, failed, drain)
         finally:
             await drain(0)
-            loops[0].cancel()
+            renewing.cancel()
             await asyncio.gather(*loops, return_exceptions=True)
+
+
+def make_platforms(settings: Settings, sink: EventSink) -> Mapping[str, Platform]:
+    """The platforms that the settings ask for, by name. Raises SettingsError."""
+    platforms: list[Platform] = []
+    if settings.webchat_enabled:
+        platforms.append(WebChat(sink))
+    if settings.telegram_enabled and settings.telegram_bot_token is not None:
+        secret = settings.telegram_webhook_secret_token
+        platforms.append(
+            Telegram(
+                token=settings.telegram_bot_token.get_secret_value(),
+                api_base_url=settings.telegram_api_base_url,
+                webhook_url=settings.telegram_webhook_url,
+                webhook_secret=secret.get_secret_value() if secret else None,
+                polling=settings.telegram_polling,
+            )
+        )
+    platforms += [_adapter(name) for name in settings.platforms]
+    named = {platform.capabilities.name: platform for platform in platforms}
+    if len(named) < len(platforms):
+        raise SettingsError("CHAT_BRIDGE_PLATFORMS names an adapter that is there already")
+    return named
+
+
+def _adapter(name: str) -> Platform:
+    """An adapter of another package, by the name of its entry point."""
+    found = {point.name: point for point in entry_points(group="chat_bridge.platforms")}
+    if name not in found:
+        known = ", ".join(sorted(found)) or "none"
+        raise SettingsError(f"CHAT_BRIDGE_PLATFORMS: no installed package has an adapter {name!r}; there are: {known}")
+    try:
+        make: MakePlatform = found[name].load()
+        platform = make(environment())
+    except ChatBridgeError:
+        raise
+    except Exception as error:  # noqa: BLE001 - whatever the package does, its name is told
+        log.exception("platform.not_made", platform=name)
+        raise SettingsError(
+            f"the adapter {name!r} could not be made ({type(error).__name__}); the log says why"
+        ) from None
+    if platform.capabilities.name != name:
+        raise SettingsError(
+            f"the adapter {name!r} calls itself {platform.capabilities.name!r}: the names must be equal"
+        )
+    return platform
+
+
+def _access(settings: Settings) -> Mapping[str, Access]:
+    names = settings.telegram_allow_users, settings.telegram_deny_users
+    allow_users, deny_users = (frozenset(name.lower() for name in each) for each in names)
+    return {
+        "telegram": Access(
+            groups=settings.telegram_groups,
+            allow_groups=frozenset(settings.telegram_allow_groups),
+            deny_groups=frozenset(settings.telegram_deny_groups),
+            allow_users=allow_users,
+            deny_users=deny_users,
+        )
+    }
 
 
 def make_agent(settings: Settings) -> Agent:

@@ -217,6 +217,13 @@ class Settings(BaseModel):
         ge=0,
         le=60,
     )
+    unknown_deliveries: Literal["hold", "resend"] = _setting(
+        "hold",
+        "UNKNOWN_DELIVERIES",
+        "What becomes of a reply when its platform may have it but did not say so. hold: it is marked unknown; resend: "
+        "it is sent again, and may be seen twice.",
+        "resend",
+    )
     queue_cap: int = _setting(
         50,
         "QUEUE_CAP",
@@ -263,6 +270,65 @@ class Settings(BaseModel):
         "minutes at least.",
         "60000",
         ge=100,
+    )
+
+    # Platforms
+    platforms: Annotated[tuple[str, ...], BeforeValidator(_comma_list)] = _setting(
+        (), "CHAT_BRIDGE_PLATFORMS", "Adapters of other packages to use, by name, comma separated.", "pager"
+    )
+
+    # Telegram
+    telegram_enabled: bool = _setting(False, "TELEGRAM_ENABLED", "Answer as a Telegram bot.", "true")
+    telegram_bot_token: SecretStr | None = _setting(
+        None, "TELEGRAM_BOT_TOKEN", "The bot's token, from @BotFather.", "123456789:AA..."
+    )
+    telegram_polling: bool | None = _setting(
+        None,
+        "TELEGRAM_POLLING",
+        "true: ask Telegram for messages, which needs no public address; this removes the bot's webhook if it has one. "
+        "Not set: so it is too, unless TELEGRAM_WEBHOOK_URL is set.",
+        "true",
+    )
+    telegram_webhook_url: Annotated[str, _url_with("https", "http"), AfterValidator(_without_credentials)] | None = (
+        _setting(
+            None,
+            "TELEGRAM_WEBHOOK_URL",
+            "Where Telegram can reach this bridge from the internet; without a path, /webhooks/telegram is added.",
+            "https://bot.example.com",
+        )
+    )
+    telegram_webhook_secret_token: SecretStr | None = _setting(
+        None,
+        "TELEGRAM_WEBHOOK_SECRET_TOKEN",
+        "What Telegram has to send along with every webhook request. Not set: one is made from the bot's token.",
+        "a long random text of A-Z a-z 0-9 _ -",
+    )
+    telegram_api_base_url: Annotated[str, _url_with("https", "http"), AfterValidator(_without_credentials)] = _setting(
+        "https://api.telegram.org",
+        "TELEGRAM_API_BASE_URL",
+        "Another Bot API server, such as one of your own.",
+        "http://localhost:8081",
+    )
+    telegram_groups: Literal["mention", "always", "never"] = _setting(
+        "mention",
+        "TELEGRAM_GROUPS",
+        "In groups, answer when addressed (mention), to everything (always) or not at all (never).",
+        "always",
+    )
+    telegram_allow_groups: Annotated[tuple[str, ...], BeforeValidator(_comma_list)] = _setting(
+        (), "TELEGRAM_ALLOW_GROUPS", "Ids of the groups to answer in, comma separated. Not set: all.", "-1002234567890"
+    )
+    telegram_deny_groups: Annotated[tuple[str, ...], BeforeValidator(_comma_list)] = _setting(
+        (), "TELEGRAM_DENY_GROUPS", "Ids of groups not to answer in.", "-1002234567890"
+    )
+    telegram_allow_users: Annotated[tuple[str, ...], BeforeValidator(_comma_list)] = _setting(
+        (),
+        "TELEGRAM_ALLOW_USERS",
+        "Ids (or @names, which can change hands) of the people to answer, comma separated. Not set: all.",
+        "5512340001,@linh_tr",
+    )
+    telegram_deny_users: Annotated[tuple[str, ...], BeforeValidator(_comma_list)] = _setting(
+        (), "TELEGRAM_DENY_USERS", "Ids or @names of people not to answer.", "5512340001"
     )
 
     # Web chat
@@ -313,10 +379,38 @@ def load_settings(environ: Mapping[str, str] | None = None, dotenv: Path | None 
             "CHAT_BRIDGE_SECRET: is needed together with DATABASE_URL while web chat is on, "
             "so that visitors' tokens stay good after a restart. Make one: openssl rand -hex 32"
         )
+    wrong += _telegram_mistakes(settings)
     if wrong:
         lines = "\n".join(f"  - {line}" for line in wrong)
         raise SettingsError(f"the settings can't be used; nothing was started:\n{lines}")
     return settings
+
+
+def environment(environ: Mapping[str, str] | None = None, dotenv: Path | None = Path(".env")) -> Mapping[str, str]:
+    """All environment variables, and what the `.env` file adds to them: for adapters with settings of their own."""
+    unreadable: list[str] = []
+    own = _read_dotenv(dotenv, unreadable) if dotenv is not None else {}
+    return {name: text for name, text in own.items() if text is not None} | dict(
+        os.environ if environ is None else environ
+    )
+
+
+def _telegram_mistakes(settings: Settings) -> list[str]:
+    wrong: list[str] = []
+    token, secret = settings.telegram_bot_token, settings.telegram_webhook_secret_token
+    if settings.telegram_enabled and token is None:
+        wrong.append("TELEGRAM_BOT_TOKEN: is needed with TELEGRAM_ENABLED=true. @BotFather on Telegram gives you one")
+    if token is not None and not re.fullmatch(r"[0-9]{1,20}:[A-Za-z0-9_-]+", token.get_secret_value()):
+        wrong.append(
+            "TELEGRAM_BOT_TOKEN: must be digits, a colon and letters, as @BotFather gave it. Example: 123456789:AA..."
+        )
+    if secret is not None and not re.fullmatch(r"[A-Za-z0-9_-]{1,256}", secret.get_secret_value()):
+        wrong.append("TELEGRAM_WEBHOOK_SECRET_TOKEN: may have up to 256 of the characters A-Z a-z 0-9 _ - only")
+    if settings.telegram_polling and settings.telegram_webhook_url is not None:
+        wrong.append("TELEGRAM_POLLING=true and TELEGRAM_WEBHOOK_URL exclude each other: keep one of them")
+    if settings.telegram_polling is False and settings.telegram_webhook_url is None and settings.telegram_enabled:
+        wrong.append("TELEGRAM_WEBHOOK_URL: is needed with TELEGRAM_POLLING=false. Example: https://bot.example.com")
+    return wrong
 
 
 def setting_names(field: str) -> tuple[str, ...]:
@@ -331,7 +425,16 @@ def shown(settings: Settings) -> dict[str, str]:
     return {setting_names(field)[0]: _show(field, getattr(settings, field)) for field in Settings.model_fields}
 
 
-SECRETS = ("database_url", "redis_url", "api_key", "secret", "mastra_api_key", "mastra_headers")
+SECRETS = (
+    "database_url",
+    "redis_url",
+    "api_key",
+    "secret",
+    "mastra_api_key",
+    "mastra_headers",
+    "telegram_bot_token",
+    "telegram_webhook_secret_token",
+)
 SECRET_URLS = ("database_url", "redis_url")
 MASK = "********"
 

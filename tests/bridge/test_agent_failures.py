@@ -16,6 +16,14 @@ pytestmark = pytest.mark.timeout(120, func_only=True)  # the first fixture may i
 SETUP = "The assistant is not set up correctly. Its operator has been told."
 TOO_LONG = "The answer took too long, so I stopped waiting. Please try again."
 AWAY = "I can't reach the assistant at the moment. Please try again in a little while."
+ASKS = """I would like to use the tool delete, which you have to allow first.
+
+```
+{"what": "delete everything"}
+```
+
+Write /approve to allow it, or /decline to refuse."""
+NOTHING = "Nothing waits for your decision any more."
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
@@ -105,7 +113,7 @@ async def test_an_approval_is_declined_by_the_next_message(database: str, mastra
     async with asking(database, mastra, "approval") as (_, chat):
         await chat.send("delete everything")
         asks = replies(await chat.answered())
-        assert asks == ["I would like to use the tool delete, which somebody has to allow first."]
+        assert asks == [ASKS]
         await chat.send("never mind")
         answer = replies(await chat.answered())[-1]
         assert answer.endswith("The last one: never mind")
@@ -115,7 +123,37 @@ async def test_an_approval_is_declined_by_the_next_message(database: str, mastra
         (session,) = await rows(
             database, "select metadata from sessions where platform_conversation_id = $1", chat.conversation
         )
-        assert json.loads(session["metadata"]) == {"approval": None}
+        assert json.loads(session["metadata"])["approval"] is None
+
+
+@pytest.mark.parametrize(
+    ("decision", "answer"), [("/approve", "All of it is deleted."), ("/decline", "Nothing was deleted.")]
+)
+async def test_a_decision_lets_the_agent_go_on(database: str, mastra: MastraServer, decision: str, answer: str) -> None:
+    async with asking(database, mastra, "approval") as (_, chat):
+        await chat.send(decision)
+        assert replies(await chat.answered()) == [NOTHING]
+        await chat.send("delete everything")
+        await chat.answered()
+        await chat.send(f"{decision} 0123456789ab")  # a button of some earlier call
+        await chat.answered()
+        await chat.send(decision)
+        assert replies(await chat.answered()) == [NOTHING, ASKS, NOTHING, answer]
+        await chat.send(decision)
+        assert replies(await chat.answered())[-1] == NOTHING
+        assert await ended(database, chat, 5) == ["answered", "approval", "answered", "answered", "answered"]
+
+
+async def test_a_decision_waits_while_the_agent_is_away(database: str) -> None:
+    async with running_mastra() as server, asking(database, server, "approval") as (_, chat):
+        await chat.send("delete everything")
+        await chat.answered()
+        await server.kill()
+        await chat.send("/approve")
+        await chat.answered()
+        await server.start()
+        await chat.send("/approve")
+        assert replies(await chat.answered())[-1] == "All of it is deleted."
 
 
 async def test_stop_reaches_the_agent(database: str, mastra: MastraServer) -> None:

@@ -129,7 +129,8 @@ async function* tool({ toolAnswered }) {
 
 async function* approval(call) {
   if (call.toolAnswered) {
-    yield* text("Nothing was deleted.");
+    const { deleted } = call.prompt.at(-1).content.at(-1).output.value ?? {};
+    yield* text(deleted ? "All of it is deleted." : "Nothing was deleted.");
     yield finish();
   } else if (call.last.startsWith("delete")) {
     yield toolCall("delete", { what: call.last });

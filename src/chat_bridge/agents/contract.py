@@ -49,8 +49,9 @@ class AgentRequest:
     """One turn for an agent.
 
     `session` keys the agent's memory (a new session starts with none). `resource` owns it: the user, or the chat in
-    groups. `pending_approval` is what the session's last turn left waiting. `context` holds facts (platform, user's
-    name, locale) that tools of the agent may read.
+    groups. `pending_approval` is what the session's last turn left waiting. `decision` answers it: the call may be made
+    or not, and the agent goes on from there, without `messages`; with new messages instead it counts as refused.
+    `context` holds facts (platform, user's name, locale) that tools of the agent may read.
     """
 
     session: str
@@ -58,6 +59,7 @@ class AgentRequest:
     messages: Sequence[AgentMessage]
     context: Mapping[str, str] = field(default_factory=dict[str, str])
     pending_approval: Approval | None = None
+    decision: bool | None = None
 
 
 @dataclass(frozen=True, slots=True)

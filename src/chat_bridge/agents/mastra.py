@@ -76,10 +76,18 @@ class MastraAgent:
 
         A run that failed before it said or did anything, for a reason that may pass, is tried again, twice at most,
         with the same message ids, so that Mastra stores each message once. `Started` waits until no retry can follow.
+        A decision on a tool call is sent once: it may have been carried out though the connection broke.
         """
         deadline = _now() + self._total_seconds
-        if request.pending_approval is not None:
-            await self._decline(request.pending_approval, request.context, deadline)
+        waiting = request.pending_approval
+        if waiting is not None and request.decision is not None:
+            action = "approve-tool-call" if request.decision else "decline-tool-call"
+            async with aclosing(self._run(action, _decision(waiting, request.context), deadline)) as events:
+                async for event in events:
+                    yield event
+            return
+        if waiting is not None:
+            await self._decline(waiting, request.context, deadline)
         body = _body(request)
         for pause in (*RETRY_SECONDS, None):
             started: Started | None = None
@@ -142,9 +150,8 @@ class MastraAgent:
         Mastra lets its agent react to the no; what it says goes into its memory only. A failure is only logged: the
         call may have been decided elsewhere, and then the coming run works well.
         """
-        body = {"runId": approval.run_id, "toolCallId": approval.tool_call_id, "requestContext": dict(context)}
         try:
-            async with aclosing(self._run("decline-tool-call", body, deadline)) as events:
+            async with aclosing(self._run("decline-tool-call", _decision(approval, context), deadline)) as events:
                 async for _ in events:
                     pass
         except AgentError as error:
@@ -327,6 +334,10 @@ def _body(request: AgentRequest) -> dict[str, Any]:
         "memory": {"thread": request.session, "resource": request.resource},
         "requestContext": dict(request.context),
     }
+
+
+def _decision(approval: Approval, context: Mapping[str, str]) -> dict[str, Any]:
+    return {"runId": approval.run_id, "toolCallId": approval.tool_call_id, "requestContext": dict(context)}
 
 
 def _message(message: AgentMessage) -> dict[str, Any]:

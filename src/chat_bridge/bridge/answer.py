@@ -1,10 +1,13 @@
 """Answer: have the agent (or, for a command, the bridge itself) answer a claimed turn, then complete and deliver it."""
 
 import asyncio
+import hashlib
+import json
 import logging
+import re
 import time
 from collections.abc import AsyncGenerator, Mapping
-from contextlib import aclosing, asynccontextmanager
+from contextlib import aclosing, asynccontextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -20,11 +23,13 @@ from chat_bridge.agents.contract import (
 )
 from chat_bridge.bridge.claim import Running
 from chat_bridge.bridge.deliver import Deliverer
+from chat_bridge.bridge.resolve import DECISIONS
 from chat_bridge.errors import StorageError
-from chat_bridge.model import Turn, TurnOutcome, new_message_id
-from chat_bridge.platforms.contract import Platform
+from chat_bridge.model import PendingMessage, Turn, TurnOutcome, new_message_id
+from chat_bridge.platforms.contract import Button, Platform
 from chat_bridge.settings import Settings
-from chat_bridge.storage import sessions, turns
+from chat_bridge.storage import messages, sessions, turns
+from chat_bridge.storage.outbox import Delivery
 from chat_bridge.storage.store import Store
 from chat_bridge.storage.turns import Completed, Completion
 from chat_bridge.telemetry import FIRST_TEXT_SECONDS, TURN_SECONDS, TURNS, log
@@ -33,11 +38,13 @@ from chat_bridge.texts import Texts
 COMPLETE_RETRY_SECONDS = 0.5
 LONGEST_ANSWER = 1_000_000  # characters; an agent that writes more is stopped
 SHOWN_PER_SECOND = 200_000  # characters
+SHOWING_SECONDS = 20.0  # what showing may still take when the answer is complete
+ARGUMENTS_SHOWN = 300  # characters of a tool call that waits for a decision
 
 
 @dataclass(slots=True)
 class Draft:
-    """What a turn has come to so far."""
+    """What a turn has come to so far. `preview` is the platform's id of the message that shows it."""
 
     outcome: TurnOutcome | None = None
     text: str = ""
@@ -47,6 +54,7 @@ class Draft:
     approval: Approval | None = None
     notice: bool = False
     new_session: bool = False
+    preview: str | None = None
     changed: asyncio.Event = field(default_factory=asyncio.Event)
 
 
@@ -71,13 +79,12 @@ class Answerer:
 
     async def answer(self, running: Running) -> None:
         """Answer a turn to its end. Whatever the agent does, the turn gets a final state and the user a text."""
-        turn, began, draft = running.turn, time.monotonic(), Draft()
+        turn, began = running.turn, time.monotonic()
+        draft = Draft(preview=turn.metadata.get("preview"))
         platform = self._platforms[turn.address.platform]
         log.info("turn.claimed", messages=len(turn.messages), **_ids(turn))
         async with _typing(platform, turn):
-            if turn.messages[-1].is_command:
-                await self._obey(turn, draft)
-            else:
+            if not await self._obey(turn, draft):
                 await running.call(self._ask(turn, draft, platform), f"agent:{turn.id}")
         if running.stopped in ("superseded", "handed_back", "lost"):
             await self._give_back(running, platform)
@@ -86,21 +93,36 @@ class Answerer:
             draft.outcome = TurnOutcome.CANCELLED
         completion = self._completion(turn, draft, platform)
         untold = completion.text if completion.error_text else None
+        unused = draft.preview
         try:
             completed = await self._complete(completion, draft.new_session)
             self._tell(completion, completed, time.monotonic() - began)
-            if completed is not None and completed.seq is not None and completion.message_id is not None:
+            if completed is None or completed.seq is not None:
+                unused = None  # it is the next turn's now, or the reply
+            if completed is not None and completed.seq is not None:
                 untold = None
-                await self._deliverer.deliver(
-                    turn.conversation_id,
-                    turn.address,
-                    completion.message_id,
-                    completed.seq,
-                    platform.split(completion.text),
-                    completed.idempotency_keys,
-                )
+                await self._deliver(completion, completed)
         finally:
-            await platform.show_end(turn, completion.outcome, untold)
+            await platform.show_end(turn, completion.outcome, untold, unused)
+
+    async def _deliver(self, completion: Completion, completed: Completed) -> None:
+        if completed.seq is None or completed.send_key is None or completion.message_id is None:
+            return
+        turn = completion.turn
+        await self._deliverer.deliver(
+            Delivery(
+                turn.conversation_id,
+                completed.seq,
+                1,
+                1,
+                completed.send_key,
+                completion.message_id,
+                turn.address,
+                completion.text,
+                completion.metadata or {},
+                completion.preview,
+            )
+        )
 
     def _tell(self, completion: Completion, completed: Completed | None, seconds: float) -> None:
         TURN_SECONDS.labels(self._agent.name).observe(seconds)
@@ -119,10 +141,16 @@ class Answerer:
 
     async def _ask(self, turn: Turn, draft: Draft, platform: Platform) -> None:
         try:
-            async with asyncio.timeout(self._settings.turn_timeout_seconds), _showing(platform, turn, draft):
-                await self._read(turn, draft)
+            request = await self._request(turn)
+            if not request.messages and request.decision is None:
+                draft.outcome = TurnOutcome.CANCELLED  # all was deleted by who wrote it
+                return
+            async with asyncio.timeout(self._settings.turn_timeout_seconds), self._showing(platform, turn, draft):
+                await self._read(request, turn, draft)
         except AgentError as error:
             draft.outcome, draft.error = error.outcome, error.detail
+        except StorageError:
+            raise
         except TimeoutError:
             draft.outcome = TurnOutcome.TIMEOUT
             draft.error = f"the agent was still answering after {self._settings.turn_timeout_seconds:g} s"
@@ -130,8 +158,8 @@ class Answerer:
             log.exception("agent.crashed", agent=self._agent.name, **_ids(turn))
             draft.outcome, draft.error = TurnOutcome.ERROR, type(error).__name__
 
-    async def _read(self, turn: Turn, draft: Draft) -> None:
-        async with aclosing(self._agent.answer(self._request(turn))) as events:
+    async def _read(self, request: AgentRequest, turn: Turn, draft: Draft) -> None:
+        async with aclosing(self._agent.answer(request)) as events:
             async for event in events:
                 match event:
                     case Started():
@@ -151,43 +179,59 @@ class Answerer:
         if draft.outcome is None:
             raise AgentError(TurnOutcome.ERROR, "the agent ended without saying that it had finished")
 
-    def _request(self, turn: Turn) -> AgentRequest:
+    async def _request(self, turn: Turn) -> AgentRequest:
         last = turn.messages[-1]
-        group = bool(last.metadata.get("group"))
-        owner = turn.address.conversation if group else turn.user_id or last.sender_id
-        waiting: Mapping[str, Any] | None = turn.metadata.get("approval")
+        owner = turn.address.conversation if turn.group else turn.user_id or last.sender_id
+        taken = [] if last.is_command else list(turn.messages)
+        if turn.group and taken:
+            # What was said around the question, in the order in which it was said.
+            taken += await messages.overheard(self._store.database, turn.conversation_id, turn.session_id, last.seq)
+            taken.sort(key=lambda message: message.seq)
+        approval = _waiting_approval(turn)
         return AgentRequest(
             session=str(turn.session_id),
-            resource=f"{turn.address.platform}:{turn.address.account}:{owner}",
+            resource=turn.metadata.get("resource") or f"{turn.address.platform}:{turn.address.account}:{owner}",
             messages=[
                 AgentMessage(
-                    str(message.id), message.text, (message.sender_name or message.sender_id) if group else None
+                    str(message.id),
+                    _for_agent(message),
+                    (message.sender_name or message.sender_id) if turn.group else None,
                 )
-                for message in turn.messages
+                for message in taken
+                if not message.deleted
             ],
             context={"channel": turn.address.platform}
-            | ({"user_name": last.sender_name} if last.sender_name and not group else {}),
-            pending_approval=Approval(**waiting) if waiting else None,
+            | ({"user_name": last.sender_name} if last.sender_name and not turn.group else {}),
+            pending_approval=approval,
+            decision=last.text == "/approve" if last.is_command else None,
         )
 
-    async def _obey(self, turn: Turn, draft: Draft) -> None:
-        command = turn.messages[-1].text
+    async def _obey(self, turn: Turn, draft: Draft) -> bool:
+        """Do what a command asks for; False: it is the agent's to answer."""
+        last = turn.messages[-1]
+        if not last.is_command:
+            return False
+        if last.text in DECISIONS:
+            refusal = _no_decision(turn)
+            if refusal is None:
+                return False
+            draft.text = self._texts.say(refusal)
+        elif last.text == "/new":
+            draft.text, draft.new_session = self._texts.say("new"), True
+        elif last.text == "/stop":
+            draft.text = self._texts.say("stopped")
+        elif last.text == "/status":
+            began, count = await sessions.active_session(self._store.database, turn.conversation_id) or (None, 0)
+            draft.text = self._texts.say(
+                "status",
+                began=began.strftime("%Y-%m-%d %H:%M UTC") if began else "-",
+                messages=count,
+                agent=self._agent.name,
+            )
+        else:
+            draft.text = self._texts.say(last.text.removeprefix("/"))
         draft.outcome, draft.notice = TurnOutcome.ANSWERED, True
-        match command:
-            case "/new":
-                draft.text, draft.new_session = self._texts.say("new"), True
-            case "/stop":
-                draft.text = self._texts.say("stopped")
-            case "/status":
-                began, messages = await sessions.active_session(self._store.database, turn.conversation_id) or (None, 0)
-                draft.text = self._texts.say(
-                    "status",
-                    began=began.strftime("%Y-%m-%d %H:%M UTC") if began else "-",
-                    messages=messages,
-                    agent=self._agent.name,
-                )
-            case _:
-                draft.text = self._texts.say(command.removeprefix("/"))
+        return True
 
     def _completion(self, turn: Turn, draft: Draft, platform: Platform) -> Completion:
         """The words and the record for how the turn ended."""
@@ -201,8 +245,7 @@ class Answerer:
             case TurnOutcome.TRUNCATED:
                 text = f"{draft.text}\n\n{self._texts.say('truncated')}".strip()
             case TurnOutcome.APPROVAL:
-                tool = draft.approval.tool_name if draft.approval else "?"
-                text = f"{draft.text}\n\n{self._texts.say('approval', tool=tool)}".strip()
+                text = f"{draft.text}\n\n{self._approval_text(draft.approval, platform)}".strip()
             case _:
                 text = self._texts.say(outcome.value)
         notice = draft.notice or failed or outcome in (TurnOutcome.EMPTY, TurnOutcome.BLOCKED)
@@ -211,20 +254,72 @@ class Answerer:
             metadata["notice"] = turn.messages[-1].text if draft.notice else outcome.value
         if outcome is TurnOutcome.CANCELLED:
             metadata["partial"] = True
+        if turn.group and turn.messages[-1].platform_message_id is not None:
+            metadata["reply_to"] = turn.messages[-1].platform_message_id
+        if draft.approval is not None and platform.capabilities.buttons:
+            metadata["buttons"] = self._buttons(draft.approval)
+        left = _approval_left(turn, draft, outcome) | ({"preview": None} if draft.preview else {})
         return Completion(
             turn=turn,
             outcome=outcome,
             text=text,
             message_id=new_message_id() if text.strip() else None,
             content_type="notice" if notice else "text",
-            parts=len(platform.split(text)) if text.strip() else 0,
+            parts=len(platform.render(text)) if text.strip() else 0,
             error_text=failed,
             error=draft.error,
             agent_request_id=draft.request_id,
             usage=draft.usage,
             metadata=metadata,
-            session_metadata=_approval_left(turn, draft, outcome),
+            session_metadata=left or None,
+            preview=draft.preview,
         )
+
+    def _approval_text(self, approval: Approval | None, platform: Platform) -> str:
+        tool = approval.tool_name if approval else "?"
+        arguments = json.dumps(approval.args, ensure_ascii=False) if approval and approval.args else ""
+        if len(arguments) > ARGUMENTS_SHOWN:
+            arguments = f"{arguments[:ARGUMENTS_SHOWN]}…"
+        text = self._texts.say("approval", tool=tool)
+        if arguments:
+            fence = "`" * (_longest_run(arguments) + 3)
+            text += f"\n\n{fence}\n{arguments}\n{fence}"
+        return text if platform.capabilities.buttons else f"{text}\n\n{self._texts.say('approval_commands')}"
+
+    def _buttons(self, approval: Approval) -> list[Mapping[str, str]]:
+        return [
+            asdict(Button(self._texts.say(f"button_{name}"), f"/{name} {_token(approval)}"))
+            for name in ("approve", "decline")
+        ]
+
+    @asynccontextmanager
+    async def _showing(self, platform: Platform, turn: Turn, draft: Draft) -> AsyncGenerator[None]:
+        """Show the answer as it grows: the first text at once, then as often as the platform likes. Reading the agent
+        never waits for showing. When the answer is complete, a call under way may end: its message must be known."""
+        ended = asyncio.Event()
+
+        async def show() -> None:
+            while True:
+                await draft.changed.wait()
+                if ended.is_set():
+                    return
+                draft.changed.clear()
+                shown = await platform.show_partial(turn, draft.text, draft.preview)
+                if shown.preview != draft.preview:
+                    draft.preview = shown.preview
+                    await turns.note_preview(self._store.database, turn, shown.preview)
+                # Each time the whole text goes out: less often as it grows.
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(shown.wait_seconds + len(draft.text) / SHOWN_PER_SECOND):
+                        await ended.wait()
+
+        async with _beside(show()) as showing:
+            try:
+                yield
+            finally:
+                ended.set()
+                draft.changed.set()
+                await asyncio.wait([showing], timeout=SHOWING_SECONDS)
 
     async def _complete(self, completion: Completion, new_session: bool) -> Completed | None:
         """Commit, trying for as long as the lease may last: the answer is paid for. A commit whose answer was lost
@@ -245,15 +340,54 @@ class Answerer:
         TURNS.labels(self._agent.name, TurnOutcome.SUPERSEDED.value).inc()
         if running.stopped != "lost":
             await turns.supersede(self._store.database, turn.conversation_id, running.stopped or "stopped", turn.id)
-        await platform.show_end(turn, TurnOutcome.SUPERSEDED, None)
+        await platform.show_end(turn, TurnOutcome.SUPERSEDED, None, None)
 
 
-def _approval_left(turn: Turn, draft: Draft, outcome: TurnOutcome) -> Mapping[str, Any] | None:
+def _approval_left(turn: Turn, draft: Draft, outcome: TurnOutcome) -> dict[str, Any]:
+    """What becomes of an approval that waits, as a change of the session's metadata."""
     if draft.approval is not None:
-        return {"approval": asdict(draft.approval)}
-    # Commands don't reach the agent, and a call that failed may have declined nothing.
-    declined = turn.metadata.get("approval") and not draft.notice and outcome.turn_status == "done"
-    return {"approval": None} if declined else None
+        asked = sorted({message.sender_id for message in turn.messages})
+        return {"approval": asdict(draft.approval), "approval_asked": asked}
+    # Commands don't reach the agent, and a call that failed may have decided nothing.
+    decided = turn.metadata.get("approval") and not draft.notice and outcome.turn_status == "done"
+    return {"approval": None} if decided else {}
+
+
+def _waiting_approval(turn: Turn) -> Approval | None:
+    waiting: Mapping[str, Any] | None = turn.metadata.get("approval")
+    return Approval(**waiting) if waiting else None
+
+
+def _no_decision(turn: Turn) -> str | None:
+    """Why a decision on a tool call is none, as the name of a text. In groups only who asked may decide."""
+    last, approval = turn.messages[-1], _waiting_approval(turn)
+    if approval is None or last.metadata.get("parameter", _token(approval)) != _token(approval):
+        return "nothing_to_decide"
+    if turn.group and last.sender_id not in turn.metadata.get("approval_asked", ()):
+        return "not_yours_to_decide"
+    return None
+
+
+def _token(approval: Approval) -> str:
+    """Short, for a button: says which call it is about."""
+    return hashlib.sha256(f"{approval.run_id}:{approval.tool_call_id}".encode()).hexdigest()[:12]
+
+
+def _longest_run(text: str) -> int:
+    """The length of the longest run of backticks, so that a longer fence encloses the text."""
+    return max((len(run) for run in re.findall("`+", text)), default=0)
+
+
+def _for_agent(message: PendingMessage) -> str:
+    """A message in words: what it replies to, its text, and what is attached."""
+    quoted: Mapping[str, Any] = message.metadata.get("reply_to") or {}
+    lines: list[str] = []
+    if quoted.get("text") and not quoted.get("from_bot"):
+        lines.append(f"> {quoted.get('author') or '?'}: {' '.join(str(quoted['text']).split())}")
+    if message.text:
+        lines.append(message.text)
+    lines += [f"[{file.kind}{f': {file.name}' if file.name else ''}]" for file in message.attachments]
+    return "\n".join(lines)
 
 
 def _ids(turn: Turn) -> dict[str, str]:
@@ -280,28 +414,11 @@ async def _typing(platform: Platform, turn: Turn) -> AsyncGenerator[None]:
 
 
 @asynccontextmanager
-async def _showing(platform: Platform, turn: Turn, draft: Draft) -> AsyncGenerator[None]:
-    """Show the answer as it grows: the first text at once, then at most once an edit interval. Reading the agent never
-    waits for showing."""
-
-    async def show() -> None:
-        while True:
-            await draft.changed.wait()
-            draft.changed.clear()
-            await platform.show_partial(turn, draft.text)
-            # Each time the whole text goes to Redis: less often as it grows.
-            await asyncio.sleep(platform.capabilities.min_edit_interval + len(draft.text) / SHOWN_PER_SECOND)
-
-    async with _beside(show()):
-        yield
-
-
-@asynccontextmanager
-async def _beside(work: Any) -> AsyncGenerator[None]:
+async def _beside(work: Any) -> AsyncGenerator[asyncio.Task[None]]:
     """Run something that only shows: whatever becomes of it, the turn goes on."""
     task = asyncio.create_task(work)
     try:
-        yield
+        yield task
     finally:
         task.cancel()
         await asyncio.wait([task])

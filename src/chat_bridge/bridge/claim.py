@@ -2,15 +2,16 @@
 
 import asyncio
 from collections.abc import Collection, Coroutine, Mapping
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 from chat_bridge.bridge.deliver import Deliverer
 from chat_bridge.bridge.resolve import busy_policy
 from chat_bridge.errors import StorageError
-from chat_bridge.model import Address, ConversationId, Receipt, Seq, Turn, TurnId, TurnOutcome
+from chat_bridge.model import ConversationId, InboundEvent, Receipt, Seq, Turn, TurnId, TurnOutcome
 from chat_bridge.platforms.contract import Platform
 from chat_bridge.settings import Settings
 from chat_bridge.storage import sessions, turns
+from chat_bridge.storage.outbox import Delivery
 from chat_bridge.storage.redis import Event, Hot
 from chat_bridge.storage.store import Store
 from chat_bridge.storage.turns import Completion, Wish
@@ -35,6 +36,12 @@ class Running:
             self.stopped = reason
             if self._call is not None:
                 self._call.cancel()
+
+    def stop_if(self, before: Seq, reason: StopReason, holding: Seq | None) -> None:
+        """Stop if the turn has messages before this one, or, with `holding`, if it has that message."""
+        taken = [message.seq for message in self.turn.messages]
+        if (holding in taken) if holding is not None else taken[-1] < before:
+            self.stop(reason)
 
     async def call(self, work: Coroutine[None, None, None], name: str) -> None:
         """Run the part of the turn that `stop` cancels. Returns quietly when it was stopped."""
@@ -83,7 +90,9 @@ class Workers:
         self._workers: dict[ConversationId, asyncio.Task[None]] = {}
         self._again: set[ConversationId] = set()
         self._running: dict[ConversationId, Running] = {}
-        self._stops: dict[ConversationId, tuple[Seq, StopReason]] = {}  # that came while a claim was under way
+        self._stops: dict[
+            ConversationId, tuple[Seq, StopReason, Seq | None]
+        ] = {}  # that came while a claim was under way
         self._background: set[asyncio.Task[None]] = set()
         self._closing = False
         hot.handle_control(self._control)
@@ -98,23 +107,44 @@ class Workers:
         task = asyncio.create_task(self._work(conversation, self._platforms[platform]), name=f"worker:{conversation}")
         self._workers[conversation] = task
 
-    async def stop(self, conversation: ConversationId, before: Seq, reason: StopReason) -> None:
-        """Stop the running turn of a conversation, in whichever process it is, if it took only messages before this
-        one: when the word comes late, a turn of newer messages may be running."""
-        self._stop_here(conversation, before, reason)
-        await self._hot.control({"type": "stop", "conversation": str(conversation), "before": before, "reason": reason})
-
-    async def refuse(self, receipt: Receipt, address: Address, reason: str) -> None:
-        """Tell the user why a message will not be answered, at most once a minute."""
-        platform = self._platforms[address.platform]
-        text = self._texts.say(reason)
-        parts = platform.split(text)
-        said = await sessions.say(
-            self._store.database, receipt.conversation_id, receipt.session_id, text, reason, len(parts)
+    async def stop(
+        self, conversation: ConversationId, before: Seq, reason: StopReason, *, holding: Seq | None = None
+    ) -> None:
+        """Stop the running turn of a conversation, in whichever process it is, if it began with messages before this
+        one: when the word comes late, a turn of newer messages may be running. `holding`: if it has this message."""
+        self._stop_here(conversation, before, reason, holding)
+        await self._hot.control(
+            {
+                "type": "stop",
+                "conversation": str(conversation),
+                "before": before,
+                "reason": reason,
+                "holding": holding,
+            }
         )
-        if said is not None:
-            message, seq, keys = said
-            await self._deliverer.deliver(receipt.conversation_id, address, message, seq, parts, keys)
+
+    async def refuse(self, receipt: Receipt, event: InboundEvent, reason: str) -> None:
+        """Tell the user why a message will not be answered, at most once a minute."""
+        platform = self._platforms[event.address.platform]
+        text = self._texts.say(reason)
+        metadata: dict[str, Any] = {"notice": reason}
+        if event.group and event.platform_message_id is not None:
+            metadata["reply_to"] = event.platform_message_id
+        said = await sessions.say(
+            self._store.database,
+            receipt.conversation_id,
+            receipt.session_id,
+            text,
+            metadata,
+            len(platform.render(text)),
+        )
+        if said is None:
+            return
+        message, seq, key = said
+        if key is not None:
+            await self._deliverer.deliver(
+                Delivery(receipt.conversation_id, seq, 1, 1, key, message, event.address, text, metadata)
+            )
 
     def spawn(self, work: Coroutine[None, None, None], name: str) -> None:
         """Run something small beside the caller. What it fails to do, the sweep does."""
@@ -170,15 +200,15 @@ class Workers:
         if event.get("type") == "stop":
             for conversation in list(self._running):
                 if str(conversation) == event.get("conversation"):
-                    self._stop_here(conversation, event["before"], event["reason"])
+                    self._stop_here(conversation, event["before"], event["reason"], event.get("holding"))
 
-    def _stop_here(self, conversation: ConversationId, before: Seq, reason: StopReason) -> None:
+    def _stop_here(self, conversation: ConversationId, before: Seq, reason: StopReason, holding: Seq | None) -> None:
         running = self._running.get(conversation)
         if running is None:
             if conversation in self._workers:
-                self._stops[conversation] = (before, reason)
-        elif running.turn.messages[-1].seq < before:
-            running.stop(reason)
+                self._stops[conversation] = (before, reason, holding)
+        else:
+            running.stop_if(before, reason, holding)
 
     async def _work(self, conversation: ConversationId, platform: Platform) -> None:
         try:
@@ -212,11 +242,11 @@ class Workers:
             return False
         running = Running(turn)
         self._running[conversation] = running
-        before, reason = self._stops.pop(conversation, (Seq(0), "cancelled"))
+        stop = self._stops.pop(conversation, None)
         if self._closing:
             running.stop("handed_back")
-        elif turn.messages[-1].seq < before:
-            running.stop(reason)
+        elif stop is not None:
+            running.stop_if(*stop)
         TURNS_RUNNING.inc()
         try:
             await self._answers.answer(running)

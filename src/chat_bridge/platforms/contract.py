@@ -1,91 +1,231 @@
-"""The contract between the bridge and a chat platform."""
+"""The contract between the bridge and a chat platform.
 
-from collections.abc import Sequence
+An adapter turns a platform's events into `InboundEvent`s and replies into calls of its API. It knows nothing of
+storage: what it is given is stored already, and what it gives is stored before the platform hears that we have it.
+`docs/platforms/writing-an-adapter.md` walks through one.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal
 
-from chat_bridge.model import Address, BusyPolicy, ConversationId, MessageId, Seq, Turn, TurnOutcome
+from chat_bridge.errors import ChatBridgeError
+from chat_bridge.model import Address, BusyPolicy, ConversationId, InboundEvent, MessageId, Seq, Turn, TurnOutcome
+from chat_bridge.platforms.rich_text import Rendered, plain_parts
 
 
 @dataclass(frozen=True, slots=True)
 class Capabilities:
     """What a platform can do, fixed per platform.
 
-    `coalesce_seconds` is how long
-    the first message waits for more before a turn starts. `idempotent_send` says that sending the same part again
-    with the same key does nothing, so that a lost answer may be repeated.
+    `max_text` is the longest text of one part, in `text_unit`. `coalesce_seconds` is how long the first message waits
+    for more before a turn starts. `edits`: a sent message can be changed, so that an answer can be shown as it grows,
+    each `min_edit_interval` seconds at most. `typing_seconds`: how often typing must be shown again, 0 for once.
+    `buttons`: replies may carry some. `idempotent_send` says that sending the same part again with the same key does
+    nothing, so that a lost answer may be repeated. `webhook`: it calls us, and `events` understands it.
     """
 
     name: str
+    max_text: int | None = None
+    text_unit: Literal["characters", "utf16"] = "characters"
     coalesce_seconds: float = 0.0
+    edits: bool = False
     min_edit_interval: float = 0.0
     typing_seconds: float = 0.0
+    buttons: bool = False
+    groups: bool = False
+    threads: bool = False
     idempotent_send: bool = False
+    webhook: bool = False
     busy_policy: BusyPolicy | None = None
 
 
 @dataclass(frozen=True, slots=True)
+class WebhookRequest:
+    """What a platform sent us over HTTP. Names of headers are in lower case."""
+
+    headers: Mapping[str, str]
+    query: Mapping[str, str]
+    body: bytes
+
+
+class NotAuthentic(ChatBridgeError):  # noqa: N818 - an outcome, not a failure of ours
+    """A webhook request does not prove that it comes from the platform."""
+
+
+class NotReady(ChatBridgeError):  # noqa: N818 - an outcome, not a failure of ours
+    """The platform can't be understood yet, for it could not be reached since the start; it must send again."""
+
+
+class Misconfigured(ChatBridgeError):  # noqa: N818 - an outcome, not a failure of ours
+    """The platform refuses what the operator set; the message says which setting and what to do."""
+
+
+class Unreachable(ChatBridgeError):  # noqa: N818 - an outcome, not a failure of ours
+    """The platform does not answer at the moment."""
+
+
+@dataclass(frozen=True, slots=True)
+class Button:
+    """A choice under a reply. `value` comes back as the text of a button event."""
+
+    label: str
+    value: str
+
+
+@dataclass(frozen=True, slots=True)
 class OutboundPart:
-    """One sendable part of a stored reply. `idempotency_key` is the same at every try."""
+    """One sendable part of a stored reply. `idempotency_key` is the same at every try.
+
+    `reply_to` is the platform's id of the message to quote, on the first part and in groups only. `buttons` are on the
+    last part only. `replaces` is the platform's id of a message that showed this answer as it grew: it becomes this
+    part, so that sending again changes nothing.
+    """
 
     conversation_id: ConversationId
     address: Address
     message_id: MessageId
     seq: Seq
     part: int
-    text: str
+    content: Rendered
     idempotency_key: str
+    reply_to: str | None = None
+    buttons: Sequence[Button] = ()
+    replaces: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Sent:
-    """The platform has it."""
+    """The platform has it, now or (`duplicate`) from an earlier try."""
 
     platform_message_id: str
+    duplicate: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class RetryAfter:
+    """Not sent: the platform wants us to wait, with this conversation or with everything of this account."""
+
+    seconds: float
+    error: str
+    scope: Literal["conversation", "account"] = "conversation"
 
 
 @dataclass(frozen=True, slots=True)
 class RetryLater:
-    """Not sent for now. `maybe_sent`: the answer was lost, so the user may have it already."""
+    """Not sent for now, for a reason that may pass. `maybe_sent`: the answer was lost, so the user may have it."""
 
-    after_seconds: float | None
     error: str
     maybe_sent: bool = False
 
 
 @dataclass(frozen=True, slots=True)
+class Moved:
+    """Not sent: the conversation has a new id on the platform."""
+
+    conversation: str
+
+
+@dataclass(frozen=True, slots=True)
 class Refused:
-    """The platform will never take it; `error` is for the operator."""
+    """The platform will never take it: only this part, or (`conversation`) nothing in this conversation any more.
+    `error` is for the operator."""
+
+    error: str
+    scope: Literal["part", "conversation"] = "part"
+
+
+@dataclass(frozen=True, slots=True)
+class RefusedUs:
+    """Not sent: a setting is wrong (a key, a right). It is kept until the operator has mended it."""
 
     error: str
 
 
-SendResult = Sent | RetryLater | Refused
+SendResult = Sent | RetryAfter | RetryLater | Moved | Refused | RefusedUs
 
 
-class Platform(Protocol):
-    """A chat platform as the bridge sees it."""
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """What came of showing an unfinished answer. `preview` is the platform's id of the message that shows it, if one
+    does; the next text may come after `wait_seconds`."""
 
-    @property
-    def capabilities(self) -> Capabilities: ...
+    preview: str | None = None
+    wait_seconds: float = 0.0
 
-    def split(self, text: str) -> Sequence[str]:
-        """The text as the parts that will be sent, in order; the same text always gives the same parts."""
-        ...
 
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One line of `chat-bridge doctor`: what was looked at, how it is, and what to do."""
+
+    subject: str
+    status: Literal["ok", "warning", "problem"]
+    text: str
+
+
+Deliver = Callable[[Sequence[InboundEvent]], Awaitable[None]]
+"""Stores events. When it returns, they are committed; it raises StorageError when the platform must send again."""
+
+
+class Platform(ABC):
+    """A chat platform as the bridge sees it. Only `capabilities`, `account` and `send` must be there."""
+
+    capabilities: Capabilities
+    account: str
+    """Which of our accounts on the platform (the bot's id, the phone number's id): part of every address."""
+
+    polls: bool = False
+    """Whether events come by `poll`; else by webhook, if the capabilities say so."""
+
+    async def connect(self) -> None:
+        """Make ready to take events: who are we, where shall they be sent. Called once at the start, and again while
+        it raises Unreachable. Raises Misconfigured, which stops the bridge."""
+
+    def events(self, request: WebhookRequest) -> Sequence[InboundEvent]:
+        """The events in a webhook request. Never fails for what is in an authentic one: what can't be understood is
+        an event of kind unknown. Raises NotAuthentic, NotReady."""
+        raise NotImplementedError
+
+    async def poll(self, deliver: Deliver) -> None:
+        """Fetch events and deliver them, for ever; in one process of all at a time. The platform may forget an event
+        only after `deliver` has returned."""
+        raise NotImplementedError
+
+    async def acknowledge(self, event: InboundEvent) -> None:
+        """An event is stored: tell the platform what it wants to hear then. Best effort."""
+
+    def render(self, text: str) -> Sequence[Rendered]:
+        """An answer, in Markdown, as the parts that will be sent, in order; the same text always gives the same
+        parts, and a text that is not blank at least one."""
+        return plain_parts(text, self.capabilities.max_text, self.capabilities.text_unit)
+
+    @abstractmethod
     async def send(self, part: OutboundPart) -> SendResult:
         """Send one part. Raises nothing for what a platform may answer."""
-        ...
 
     async def show_typing(self, turn: Turn) -> None:
         """Show that an answer is being written; called again each `typing_seconds`. Best effort."""
-        ...
 
-    async def show_partial(self, turn: Turn, text: str) -> None:
-        """Show the answer so far (the whole text, not the difference). Best effort."""
-        ...
+    async def show_partial(self, turn: Turn, text: str, preview: str | None) -> Shown:
+        """Show the answer so far (the whole text, not the difference), in `preview` if there is one. Best effort."""
+        return Shown(preview, 60.0)
 
-    async def show_end(self, turn: Turn, outcome: TurnOutcome, text: str | None) -> None:
+    async def show_end(self, turn: Turn, outcome: TurnOutcome, text: str | None, preview: str | None) -> None:
         """The turn has ended and its reply, if any, was sent. `text` is what a failed turn would have said if the
-        user had not been told within the last minute. Best effort."""
-        ...
+        user had not been told within the last minute. `preview` is one that became no reply. Best effort."""
+
+    def describe(self) -> str | None:
+        """Where people find the bot, for the start message."""
+
+    async def check(self) -> Sequence[Finding]:
+        """Look at the account's set-up, for `chat-bridge doctor`."""
+        return ()
+
+    async def aclose(self) -> None:
+        """Give back connections."""
+
+
+MakePlatform = Callable[[Mapping[str, str]], Platform]
+"""What the entry point of an adapter names (group `chat_bridge.platforms`): it is given the environment variables and
+what `.env` holds. Raises SettingsError."""

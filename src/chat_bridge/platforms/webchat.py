@@ -1,18 +1,20 @@
 """Web chat as a platform. Its clients read replies from PostgreSQL through our own API, so that "sending" one means
 telling the open event streams to look."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, Protocol
 
 from chat_bridge.model import Address, ConversationId, Turn, TurnId, TurnOutcome
-from chat_bridge.platforms.contract import Capabilities, OutboundPart, Sent
+from chat_bridge.platforms.contract import Capabilities, OutboundPart, Platform, Sent, Shown
 
 NAME = "webchat"
+ACCOUNT = "default"
+EDIT_SECONDS = 0.05
 
 
 def address(conversation: str) -> Address:
     """The address of a web chat conversation; `conversation` is the id that its client uses."""
-    return Address(NAME, "default", conversation)
+    return Address(NAME, ACCOUNT, conversation)
 
 
 class EventSink(Protocol):
@@ -23,18 +25,15 @@ class EventSink(Protocol):
     async def end_partial(self, conversation: ConversationId, *events: Mapping[str, Any]) -> None: ...
 
 
-class WebChat:
+class WebChat(Platform):
     """The adapter: see `docs/web-chat.md` for the protocol that pages speak."""
 
-    capabilities = Capabilities(name=NAME, min_edit_interval=0.05, idempotent_send=True)
+    capabilities = Capabilities(name=NAME, edits=True, min_edit_interval=EDIT_SECONDS, idempotent_send=True)
+    account = ACCOUNT
 
     def __init__(self, sink: EventSink) -> None:
         self._sink = sink
         self._shown: dict[TurnId, int] = {}
-
-    def split(self, text: str) -> Sequence[str]:
-        """One part: a page shows text of any length."""
-        return (text,)
 
     async def send(self, part: OutboundPart) -> Sent:
         """The reply is stored: tell the pages to read it."""
@@ -45,13 +44,14 @@ class WebChat:
         """A `typing` event."""
         await self._sink.publish(turn.conversation_id, {"type": "typing", "on": True})
 
-    async def show_partial(self, turn: Turn, text: str) -> None:
+    async def show_partial(self, turn: Turn, text: str, preview: str | None) -> Shown:
         """A `delta` event with what is new."""
         shown = self._shown.get(turn.id, 0)
         self._shown[turn.id] = len(text)
         await self._sink.publish_partial(turn.conversation_id, turn.id, text, shown)
+        return Shown(wait_seconds=EDIT_SECONDS)
 
-    async def show_end(self, turn: Turn, outcome: TurnOutcome, text: str | None) -> None:
+    async def show_end(self, turn: Turn, outcome: TurnOutcome, text: str | None, preview: str | None) -> None:
         """An `error` event if the turn failed and said nothing, and the end of typing."""
         self._shown.pop(turn.id, None)
         events: list[Mapping[str, Any]] = [{"type": "typing", "on": False}]

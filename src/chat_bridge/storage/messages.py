@@ -2,7 +2,8 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from datetime import datetime
 from hashlib import sha256
 from typing import Any, Literal
 
@@ -11,7 +12,10 @@ from chat_bridge.model import (
     Attachment,
     BusyPolicy,
     ConversationId,
+    EventKind,
     InboundEvent,
+    MessageId,
+    PendingMessage,
     Receipt,
     ReceiveStatus,
     Seq,
@@ -21,7 +25,7 @@ from chat_bridge.model import (
     new_session_id,
 )
 from chat_bridge.storage.postgres import Database, Record, win
-from chat_bridge.storage.text import storable, storable_or_none, to_jsonb
+from chat_bridge.storage.text import from_jsonb, storable, storable_or_none, to_jsonb
 
 # An entry of an index may have 2704 bytes; no platform comes near.
 _LONGEST_ID = 1000
@@ -89,6 +93,10 @@ def _columns(arrival: Arrival) -> tuple[object, ...]:
     metadata: dict[str, Any] = dict(event.metadata)
     if event.group:
         metadata["group"] = True
+    if event.raw_text is not None and event.raw_text != event.text:
+        metadata["raw_text"] = event.raw_text
+    if event.about is not None:
+        metadata["about"] = event.about
     if arrival.skip_reason is not None:
         metadata["reason"] = arrival.skip_reason
     return (
@@ -105,7 +113,7 @@ def _columns(arrival: Arrival) -> tuple[object, ...]:
         storable_or_none(event.user.locale),
         storable(event.text),
         arrival.content_type,
-        to_jsonb([asdict(attachment) for attachment in event.attachments]),
+        to_jsonb(_files(event.attachments)),
         storable_or_none(event.platform_message_id),
         stored_key(event),
         event.sent_at,
@@ -148,9 +156,117 @@ async def history_after(
     return [_stored(conversation, row) for row in await database.fetch("history_after", conversation, after, limit)]
 
 
-def attachments(text: str | None) -> Sequence[Attachment]:
-    """The attachments of a jsonb column."""
-    return () if text is None else tuple(Attachment(**item) for item in json.loads(text))
+@dataclass(frozen=True, slots=True)
+class Edited:
+    """What an edit or deletion met. `changed`: it is a new version; `waiting`: the message has no answer yet."""
+
+    message_id: MessageId
+    session_id: SessionId
+    seq: Seq
+    changed: bool
+    waiting: bool
+
+
+async def edit(database: Database, event: InboundEvent) -> Edited | None:
+    """Add a version to the message that an event of kind edit or delete is about; None: it is not there. The message
+    itself stays as it was received. Edits of an album that leave its texts alone change nothing."""
+    version: dict[str, Any] = {"key": event.event_key, "text": event.text}
+    if event.sent_at is not None:
+        version["at"] = event.sent_at.isoformat()
+    if event.kind is EventKind.DELETE:
+        version["deleted"] = True
+    elif event.attachments and event.album is None:
+        version["attachments"] = _files(event.attachments)
+    keys = [event.about, *([_album_key(event.album)] if event.album and event.text else [])]
+    for key in keys:
+        row = await database.fetch_one("edit", event.address.id, key, event.event_key, to_jsonb(version))
+        if row is not None:
+            return Edited(row["id"], row["session_id"], row["seq"], row["changed"], row["waiting"])
+    return None
+
+
+def in_album(arrival: Arrival) -> Arrival:
+    """The arrival as the first message of its album, in which the others are collected."""
+    event = arrival.event
+    metadata = {**event.metadata, "parts": [event.event_key]}
+    assert event.album is not None
+    return replace(arrival, event=replace(event, event_key=_album_key(event.album), metadata=metadata))
+
+
+async def add_to_album(database: Database, arrival: Arrival) -> Receipt | Literal["first", "late"]:
+    """Add a message to the one that holds its album. `first`: there is none yet; `late`: it can't take more."""
+    event = arrival.event
+    assert event.album is not None
+    async with database.transaction() as transaction:
+        rows = await transaction.fetch("lock_album", event.address.id, _album_key(event.album), event.event_key)
+        if not rows:
+            return "first"
+        album = rows[0]
+        if not album["known"] and not await transaction.fetch(
+            "add_to_album",
+            event.address.id,
+            album["seq"],
+            storable(event.event_key),
+            to_jsonb(_files(event.attachments)) or "[]",
+            storable(event.text),
+            arrival.skip_reason is None,
+        ):
+            return "late"
+        status = ReceiveStatus.DUPLICATE if album["known"] else ReceiveStatus.RECORDED
+        return Receipt(status, event.address.id, album["session_id"], album["id"], album["seq"], album["reason"])
+
+
+async def overheard(
+    database: Database, conversation: ConversationId, session: SessionId, before: Seq, limit: int = 50
+) -> Sequence[PendingMessage]:
+    """What was said in a group since the last answer and not to the bot, before a message: the newest, oldest first."""
+    rows = await database.fetch("overheard", conversation, session, before, limit)
+    return [pending_message(row) for row in reversed(rows)]
+
+
+def pending_message(row: Record) -> PendingMessage:
+    """A message as its newest version has it."""
+    metadata: dict[str, Any] = from_jsonb(row["metadata"]) or {}
+    versions: list[dict[str, Any]] = metadata.get("versions") or [{}]
+    newest = versions[-1]
+    files = newest["attachments"] if "attachments" in newest else from_jsonb(row["attachments"]) or ()
+    return PendingMessage(
+        id=row["id"],
+        seq=row["seq"],
+        sender_id=row["sender_id"],
+        sender_name=row["display_name"],
+        text=newest.get("text", row["content_text"]),
+        attachments=_attachments(files),
+        created_at=row["created_at"],
+        metadata=metadata,
+        platform_message_id=row["platform_message_id"],
+        is_command=row["content_type"] == "command",
+        deleted="deleted" in newest,
+    )
+
+
+def _album_key(album: str) -> str:
+    return f"album:{album}"
+
+
+def _files(attachments: Sequence[Attachment]) -> list[dict[str, Any]]:
+    """As JSON, without what is not known."""
+    return [
+        {
+            name: value.isoformat() if isinstance(value, datetime) else value
+            for name, value in asdict(attachment).items()
+            if value not in (None, False)
+        }
+        for attachment in attachments
+    ]
+
+
+def _attachments(files: Sequence[dict[str, Any]]) -> Sequence[Attachment]:
+    return tuple(_attachment(**file) for file in files)
+
+
+def _attachment(expires_at: str | None = None, **file: Any) -> Attachment:
+    return Attachment(**file, expires_at=datetime.fromisoformat(expires_at) if expires_at else None)
 
 
 def _stored(conversation: ConversationId, row: Record) -> StoredMessage:
@@ -169,6 +285,6 @@ def _stored(conversation: ConversationId, row: Record) -> StoredMessage:
         event_key,
         sender,
         created_at,
-        attachments(files),
+        () if files is None else _attachments(json.loads(files)),
         {} if metadata is None else json.loads(metadata),
     )

@@ -1,18 +1,21 @@
 """Deliveries: what the platforms answered, and what is due to be sent again."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, field
+from typing import Any, Literal
 from uuid import UUID
 
-from chat_bridge.model import Address, ConversationId, MessageId, Seq
-from chat_bridge.storage.postgres import Database
-from chat_bridge.storage.text import storable_or_none
+from chat_bridge.model import Address, ConversationId, Json, MessageId, Seq
+from chat_bridge.storage.postgres import Database, Record
+from chat_bridge.storage.text import from_jsonb, storable_or_none
 
 
 @dataclass(frozen=True, slots=True)
 class Delivery:
-    """One part of a reply that this process may send now. `attempt` fences the record of what came of it."""
+    """One part of a reply that this process may send now. `attempt` fences the record of what came of it.
+
+    `replaces` is the platform's id of the message that showed this part as it grew. `metadata` is the reply's.
+    """
 
     conversation_id: ConversationId
     seq: Seq
@@ -22,22 +25,27 @@ class Delivery:
     message_id: MessageId
     address: Address
     text: str  # of the whole reply
+    metadata: Json = field(default_factory=dict[str, Any])
+    replaces: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class DeliveryResult:
-    """What came of an attempt. `pending` comes back after `retry_seconds`."""
+    """What came of an attempt. `pending` comes back after `retry_seconds`. `ends`: nothing more of this conversation
+    can be sent, so that what follows fails too."""
 
     delivery: Delivery
     status: Literal["sent", "pending", "unknown", "failed"]
     platform_message_id: str | None = None
     error: str | None = None
     retry_seconds: float = 0.0
+    ends: bool = False
 
 
-async def finish_deliveries(database: Database, results: Sequence[DeliveryResult]) -> Sequence[None]:
-    """Record results in one statement; those of an attempt that another worker has taken over change nothing."""
-    await database.fetch(
+async def finish_deliveries(database: Database, results: Sequence[DeliveryResult]) -> Sequence[Delivery | None]:
+    """Record results in one statement; those of an attempt that another worker has taken over change nothing. After
+    one that is final, the conversation's next delivery is the caller's to send."""
+    rows = await database.fetch(
         "finish_deliveries",
         *zip(
             *(
@@ -50,35 +58,42 @@ async def finish_deliveries(database: Database, results: Sequence[DeliveryResult
                     storable_or_none(result.error),
                     result.retry_seconds,
                     result.delivery.attempt,
+                    result.ends,
                 )
                 for result in results
             ),
             strict=True,
         ),
     )
-    return [None] * len(results)
+    following = {row["conversation_id"]: _delivery(row) for row in rows}
+    return [following.get(result.delivery.conversation_id) for result in results]
 
 
 async def due_deliveries(
-    database: Database, idempotent_platforms: Sequence[str], limit: int = 100
+    database: Database,
+    repeatable_platforms: Sequence[str],
+    limit: int = 100,
+    conversation: ConversationId | None = None,
 ) -> Sequence[Delivery]:
-    """Take deliveries that are due, in the order of their conversation. Those that may have been sent already, on
-    platforms that can't tell, become `unknown` and are not returned."""
-    rows = await database.fetch("due_deliveries", limit, list(idempotent_platforms))
+    """Take deliveries that are due, in the order of their conversation: of all, or of one. Those that may have been
+    sent already, on other than `repeatable_platforms`, become `unknown` and are not returned."""
+    rows = await database.fetch("due_deliveries", limit, list(repeatable_platforms), conversation)
     return sorted(
-        (
-            Delivery(
-                conversation_id=row["conversation_id"],
-                seq=row["seq"],
-                part=row["part"],
-                attempt=row["attempts"],
-                idempotency_key=row["idempotency_key"],
-                message_id=row["id"],
-                address=Address(row["platform"], row["account"], row["platform_conversation_id"], row["thread"]),
-                text=row["content_text"],
-            )
-            for row in rows
-            if row["status"] == "sending"
-        ),
+        (_delivery(row) for row in rows if row["status"] == "sending" and row["not_before"] is None),
         key=lambda delivery: (delivery.conversation_id, delivery.seq, delivery.part),
+    )
+
+
+def _delivery(row: Record) -> Delivery:
+    return Delivery(
+        conversation_id=row["conversation_id"],
+        seq=row["seq"],
+        part=row["part"],
+        attempt=row["attempts"],
+        idempotency_key=row["idempotency_key"],
+        message_id=row["id"],
+        address=Address(row["platform"], row["account"], row["platform_conversation_id"], row["thread"]),
+        text=row["content_text"],
+        metadata=from_jsonb(row["metadata"]) or {},
+        replaces=row["platform_message_id"],
     )

@@ -9,6 +9,7 @@ from chat_bridge.model import (
     Address,
     BusyPolicy,
     ConversationId,
+    Json,
     MessageId,
     Seq,
     Session,
@@ -43,6 +44,12 @@ async def active_session(database: Database, conversation: ConversationId) -> tu
     """When the active session of a conversation began, and how many messages it holds."""
     row = await database.fetch_one("active_session", conversation)
     return None if row is None else (row["created_at"], row["message_count"])
+
+
+async def active_in(database: Database, address: Address) -> Sequence[tuple[SessionId, ConversationId]]:
+    """The active sessions of a chat, in all its threads."""
+    rows = await database.fetch("active_in", address.platform, storable(address.conversation), address.account)
+    return [(row["id"], row["conversation_id"]) for row in rows]
 
 
 async def list_sessions(database: Database, wanted: SessionFilter, limit: int) -> Sequence[Session]:
@@ -80,14 +87,31 @@ async def rotate(transaction: Transaction, conversation: ConversationId, session
 
 
 async def say(
-    database: Database, conversation: ConversationId, session: SessionId, text: str, notice: str, parts: int
-) -> tuple[MessageId, Seq, Sequence[UUID]] | None:
-    """Store a notice outside of any turn, ready to be sent; None when one was said within the last minute."""
+    database: Database, conversation: ConversationId, session: SessionId, text: str, metadata: Json, parts: int
+) -> tuple[MessageId, Seq, UUID | None] | None:
+    """Store a notice outside of any turn: its id, its seq, and the idempotency key of the first part if that is to be
+    sent now. None when one was said within the last minute."""
     message = new_message_id()
-    row = await database.fetch_one(
-        "say", conversation, session, message, storable(text), to_jsonb({"notice": notice}), parts
-    )
-    return None if row is None else (message, row["seq"], row["idempotency_keys"])
+    row = await database.fetch_one("say", conversation, session, message, storable(text), to_jsonb(metadata), parts)
+    return None if row is None else (message, row["seq"], row["send_key"])
+
+
+async def move(database: Database, old: Address, new: Address) -> bool:
+    """The platform gave a conversation a new id: everything of it moves there, and a turn that runs is taken away.
+    False: there is nothing under the old id. If the new id is in use already, the old sessions become the past of the
+    new one."""
+    async with database.transaction() as transaction:
+        held = await transaction.fetch("lock_conversations", [old.id, new.id])
+        places = {row["conversation_id"] for row in held}
+        if old.id not in places:
+            return False
+        if new.id in places:
+            await transaction.fetch("follow_conversation", old.id, new.id, storable(new.conversation))
+            return True
+        await transaction.fetch("move_sessions", old.id, new.id, storable(new.conversation))
+        for table in ("move_messages", "move_turns", "move_deliveries", "move_waiting"):
+            await transaction.fetch(table, old.id, new.id)
+        return True
 
 
 async def set_busy_policy(database: Database, session: SessionId, policy: BusyPolicy | None) -> bool:

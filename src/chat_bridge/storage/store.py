@@ -7,12 +7,12 @@ from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
 from typing import Self
 
-from chat_bridge.model import ConversationId, Receipt, Seq, StoredMessage, Turn
+from chat_bridge.model import ConversationId, Receipt, ReceiveStatus, Seq, StoredMessage, Turn
 from chat_bridge.storage import messages, outbox, sessions, turns
 from chat_bridge.storage.batch import Batch
 from chat_bridge.storage.messages import Arrival
 from chat_bridge.storage.migrate import migrate
-from chat_bridge.storage.outbox import DeliveryResult
+from chat_bridge.storage.outbox import Delivery, DeliveryResult
 from chat_bridge.storage.postgres import Database
 from chat_bridge.storage.turns import Completed, Completion, Wish
 
@@ -37,10 +37,10 @@ class Store:
             key=lambda completion: completion.turn.conversation_id,
             twin=lambda completion: completion.turn.conversation_id,
         )
-        self._finish = Batch[DeliveryResult, None](
+        self._finish = Batch[DeliveryResult, Delivery | None](
             self._finish_batch,
             key=lambda result: result.delivery.conversation_id,
-            twin=lambda result: (result.delivery.conversation_id, result.delivery.seq, result.delivery.part),
+            twin=lambda result: result.delivery.conversation_id,
         )
 
     @classmethod
@@ -74,7 +74,19 @@ class Store:
         """Store an inbound message; when this returns, it is committed. Raises StorageError: it was not stored, or
         nobody knows; receiving it again is always safe."""
         messages.require_storable(arrival)
-        return await self._receive.submit(arrival)
+        if arrival.event.album is None:
+            return await self._receive.submit(arrival)
+        return await self._receive_in_album(arrival)
+
+    async def _receive_in_album(self, arrival: Arrival) -> Receipt:
+        outcome = await messages.add_to_album(self.database, arrival)
+        if outcome == "first":
+            receipt = await self._receive.submit(messages.in_album(arrival))
+            if receipt.status not in (ReceiveStatus.DUPLICATE, ReceiveStatus.CONFLICT):
+                return receipt
+            # Another part of the album was first after all.
+            outcome = await messages.add_to_album(self.database, arrival)
+        return outcome if isinstance(outcome, Receipt) else await self._receive.submit(arrival)
 
     async def claim(self, wish: Wish) -> Turn | None:
         """Take the right to answer what waits in a conversation. None: nothing waits, or another turn is running."""
@@ -94,9 +106,10 @@ class Store:
                 await sessions.rotate(transaction, turn.conversation_id, turn.session_id, turn.messages[-1].seq)
             return completed
 
-    async def finish_delivery(self, result: DeliveryResult) -> None:
-        """Record what a platform answered."""
-        await self._finish.submit(result)
+    async def finish_delivery(self, result: DeliveryResult) -> Delivery | None:
+        """Record what a platform answered. The conversation's next delivery, if there is one and this one is final, is
+        the caller's to send."""
+        return await self._finish.submit(result)
 
     async def history(
         self, conversation: ConversationId, *, before: Seq | None = None, limit: int = 50
@@ -113,5 +126,5 @@ class Store:
     async def _complete_batch(self, completions: Sequence[Completion]) -> Sequence[Completed | None]:
         return await turns.complete(self.database, completions)
 
-    async def _finish_batch(self, results: Sequence[DeliveryResult]) -> Sequence[None]:
+    async def _finish_batch(self, results: Sequence[DeliveryResult]) -> Sequence[Delivery | None]:
         return await outbox.finish_deliveries(self.database, results)

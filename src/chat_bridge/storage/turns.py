@@ -12,14 +12,13 @@ from chat_bridge.model import (
     ConversationId,
     Json,
     MessageId,
-    PendingMessage,
     Seq,
     Turn,
     TurnId,
     TurnOutcome,
     new_turn_id,
 )
-from chat_bridge.storage.messages import attachments
+from chat_bridge.storage.messages import pending_message
 from chat_bridge.storage.postgres import Database, Record, Transaction
 from chat_bridge.storage.text import from_jsonb, storable, storable_or_none, to_jsonb
 
@@ -38,8 +37,9 @@ class Wish:
 class Completion:
     """The end of a turn. Without `message_id` nothing is said to the user.
 
-    `parts`: into how many messages the platform splits the text. `error_text`: told at most once a minute in a
-    conversation. `session_metadata` is merged into the session's.
+    `parts`: into how many messages the platform splits the text. `preview` is the platform's id of a message that
+    becomes the first of them. `error_text`: told at most once a minute in a conversation. `session_metadata` is merged
+    into the session's.
     """
 
     turn: Turn
@@ -54,15 +54,18 @@ class Completion:
     usage: Json | None = None
     metadata: Json | None = None
     session_metadata: Json | None = None
+    preview: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Completed:
-    """What `complete` did. `seq` is None when nothing was said; `more`: messages wait already for the next turn."""
+    """What `complete` did. `seq` is None when nothing was said; `more`: messages wait already for the next turn.
+    `send_key` is the idempotency key of the first part, which the caller has to send now; None: there is nothing to
+    send, or earlier replies have to be sent first."""
 
     seq: Seq | None
     more: bool
-    idempotency_keys: Sequence[UUID]
+    send_key: UUID | None
 
 
 async def claim(
@@ -99,20 +102,7 @@ def _turn(rows: Sequence[Record]) -> Turn:
         session_id=first["session_id"],
         address=Address(first["platform"], first["account"], first["platform_conversation_id"], first["thread"]),
         user_id=first["user_id"],
-        messages=tuple(
-            PendingMessage(
-                id=row["id"],
-                seq=row["seq"],
-                sender_id=row["sender_id"],
-                sender_name=row["display_name"],
-                text=row["content_text"],
-                attachments=attachments(row["attachments"]),
-                created_at=row["created_at"],
-                metadata=from_jsonb(row["metadata"]) or {},
-                is_command=row["content_type"] == "command",
-            )
-            for row in rows
-        ),
+        messages=tuple(pending_message(row) for row in rows),
         metadata=from_jsonb(first["session_metadata"]) or {},
     )
 
@@ -123,10 +113,7 @@ async def complete(runner: Database | Transaction, completions: Sequence[Complet
         "complete",
         *zip(*(_columns(completion) for completion in completions), strict=True),
     )
-    done = {
-        row["turn_id"]: Completed(seq=row["seq"], more=row["more"], idempotency_keys=row["idempotency_keys"])
-        for row in rows
-    }
+    done = {row["turn_id"]: Completed(seq=row["seq"], more=row["more"], send_key=row["send_key"]) for row in rows}
     return [done.get(completion.turn.id) for completion in completions]
 
 
@@ -146,7 +133,13 @@ def _columns(completion: Completion) -> tuple[object, ...]:
         completion.error_text,
         to_jsonb(completion.metadata),
         to_jsonb(completion.session_metadata),
+        storable_or_none(completion.preview),
     )
+
+
+async def note_preview(database: Database, turn: Turn, preview: str | None) -> None:
+    """Remember the message that shows a running turn's answer, for the turn that will answer in the end."""
+    await database.fetch("note_preview", turn.conversation_id, turn.id, storable_or_none(preview))
 
 
 async def renew(database: Database, turns: Sequence[Turn], lease_seconds: float) -> set[TurnId]:

@@ -8,8 +8,7 @@ from collections.abc import Awaitable, Callable, Sequence
 
 from chat_bridge.errors import StorageError
 from chat_bridge.model import ConversationId
-from chat_bridge.storage import outbox, turns
-from chat_bridge.storage.outbox import Delivery
+from chat_bridge.storage import turns
 from chat_bridge.storage.store import Store
 from chat_bridge.telemetry import RECOVERED, log
 
@@ -17,24 +16,21 @@ SWEEP_SECONDS = 5.0
 
 
 class Sweep:
-    """Looks for work without a worker, every few seconds: `wake` puts a worker on a conversation, `redeliver` sends
-    what is due. `platforms` run here; of them `idempotent_platforms` take a repeated delivery without showing it
-    twice."""
+    """Looks for work without a worker, every few seconds: `wake` puts a worker on a conversation, `redeliver` begins to
+    send what is due and says how many that were. `platforms` run here."""
 
     def __init__(
         self,
         store: Store,
         *,
         wake: Callable[[ConversationId, str], None],
-        redeliver: Callable[[Sequence[Delivery]], Awaitable[None]],
+        redeliver: Callable[[], Awaitable[int]],
         platforms: Sequence[str],
-        idempotent_platforms: Sequence[str],
     ) -> None:
         self._store = store
         self._wake = wake
         self._redeliver = redeliver
         self._platforms = platforms
-        self._idempotent_platforms = idempotent_platforms
 
     async def run(self, *, alone: bool) -> None:
         """Sweep for ever. `alone`: no other process can use this database, so that at the start every running turn is
@@ -55,7 +51,5 @@ class Sweep:
             log.info("sweep.freed_turns", count=len(freed))
         for conversation, platform in await turns.find_pending(self._store.database, self._platforms):
             self._wake(conversation, platform)
-        deliveries = await outbox.due_deliveries(self._store.database, self._idempotent_platforms)
-        if deliveries:
-            RECOVERED.labels("delivery").inc(len(deliveries))
-            await self._redeliver(deliveries)
+        if taken := await self._redeliver():
+            RECOVERED.labels("delivery").inc(taken)

@@ -14,7 +14,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from chat_bridge.errors import StorageError
 from chat_bridge.telemetry import ACTIVE_SESSIONS
-from chat_bridge.web import api, chat
+from chat_bridge.web import api, chat, webhooks
 from chat_bridge.web.auth import Used
 from chat_bridge.web.pages import STATIC
 from chat_bridge.web.problems import Problem, handle_problems, problem_response
@@ -38,6 +38,8 @@ def create_app(services: Services) -> FastAPI:
     app.state.services = services
     handle_problems(app)
     app.include_router(api.router, prefix="/api/v1")
+    if any(platform.capabilities.webhook for platform in services.platforms.values()):
+        app.include_router(webhooks.router)
     if services.settings.webchat_enabled:
         app.include_router(chat.router, prefix="/api/v1")
         app.include_router(chat.pages)
@@ -84,8 +86,10 @@ def _add_health(app: FastAPI) -> None:
 
     @app.get("/readyz", tags=["operation"], summary="Ready?", responses={503: {"description": "Not ready"}})
     async def ready(used: Used) -> JSONResponse:
-        """Whether messages can be taken: 503 says what is wrong. Without Redis it is degraded, not dead."""
+        """Whether messages can be taken: 503 says what is wrong. Without Redis, or while a platform can't be reached,
+        it is degraded, not dead."""
         checks = {"database": "ok", "migrations": "ok", "redis": "ok" if await used.hot.ping() else "unreachable"}
+        checks |= used.platform_states
         try:
             await used.store.database.ping()
             checks["migrations"] = await used.schema_problem() or "ok"
@@ -93,7 +97,8 @@ def _add_health(app: FastAPI) -> None:
             checks["database"] = str(error)
             checks["migrations"] = "unknown"
         fine = checks["database"] == "ok" and checks["migrations"] == "ok"
-        status = "degraded" if fine and checks["redis"] != "ok" else "ok" if fine else "unavailable"
+        degraded = any(check != "ok" for check in checks.values())
+        status = "unavailable" if not fine else "degraded" if degraded else "ok"
         return JSONResponse({"status": status, "checks": checks}, 200 if fine else 503)
 
     @app.get("/metrics", include_in_schema=False)

@@ -212,3 +212,73 @@ from messages m
 left join deliveries d on d.conversation_id = m.conversation_id and d.seq = m.seq
 where m.conversation_id = $1 and m.turn_id = $2 and m.seq >= $3
 order by m.seq, d.part;
+
+-- name: edit
+-- Add a version to a message, unless this change is known already or changes nothing that can be seen. `waiting`: the
+-- message has no answer yet.
+with found as materialized (
+  select m.seq, m.id, m.session_id, m.status,
+    coalesce(m.metadata -> 'versions' -> -1 ->> 'text', m.content_text) as newest,
+    coalesce(m.metadata -> 'versions' -> -1 -> 'attachments', m.attachments, '[]') as files
+  from messages m
+  where m.conversation_id = $1 and m.event_key = $2
+), changed as (
+  update messages m
+  set metadata = coalesce(m.metadata, '{}') || jsonb_build_object(
+    'versions',
+    case when jsonb_array_length(m.metadata -> 'versions') >= 100 then m.metadata -> 'versions' - 0
+      else coalesce(m.metadata -> 'versions', '[]') end || jsonb_build_array($4::jsonb)
+  )
+  from found f
+  where m.conversation_id = $1 and m.seq = f.seq
+    and not coalesce(m.metadata -> 'versions' @> jsonb_build_array(jsonb_build_object('key', $3::text)), false)
+    and (
+      $4::jsonb ? 'deleted' or f.newest is distinct from $4::jsonb ->> 'text'
+      or f.files <> coalesce($4::jsonb -> 'attachments', '[]')
+    )
+  returning m.seq
+)
+select f.seq, f.id, f.session_id, c.seq is not null as changed,
+  f.status = 'accepted' and s.pending_since is not null and f.seq > s.answered_seq as waiting
+from found f
+join sessions s on s.conversation_id = $1 and s.id = f.session_id
+left join changed c on true;
+
+-- name: lock_album
+-- The message that an album is collected in; its session is held, so that no turn takes it meanwhile.
+select m.seq, m.id, m.session_id, m.status, m.metadata ->> 'reason' as reason,
+  coalesce(m.metadata -> 'parts' ? $3, false) as known
+from messages m
+join sessions s on s.conversation_id = m.conversation_id and s.id = m.session_id
+where m.conversation_id = $1 and m.event_key = $2
+for update of s;
+
+-- name: add_to_album
+-- Run after `lock_album`. Not returned: a turn has the message already, or it will not be answered though this part
+-- should ($6).
+update messages m
+set attachments = coalesce(m.attachments, '[]') || $4::jsonb,
+  content_text = concat_ws(E'\n', nullif(m.content_text, ''), nullif($5, '')),
+  metadata = m.metadata || jsonb_build_object('parts', m.metadata -> 'parts' || to_jsonb($3::text))
+from sessions s
+where m.conversation_id = $1 and m.seq = $2 and s.conversation_id = m.conversation_id and s.id = m.session_id
+  and case
+    when m.status = 'accepted' then s.pending_since is not null and m.seq > s.answered_seq and not exists (
+      select from turns t
+      where t.conversation_id = m.conversation_id and t.status = 'running' and t.last_seq >= m.seq
+    )
+    else not $6
+  end
+returning m.id;
+
+-- name: overheard
+-- What was said since the last answer, before a turn's newest message, and not to the bot: the newest, newest first.
+select m.id, m.seq, m.sender_id, u.display_name, m.content_text, m.attachments, m.created_at, m.metadata,
+  m.platform_message_id, m.content_type
+from messages m
+join sessions s on s.conversation_id = m.conversation_id and s.id = m.session_id
+left join users u on u.platform = s.platform and u.account = s.account and u.platform_user_id = m.sender_id
+where m.conversation_id = $1 and m.session_id = $2 and m.seq > s.answered_seq and m.seq < $3
+  and m.status = 'skipped' and m.metadata ->> 'reason' = 'not_addressed'
+order by m.seq desc
+limit $4;

@@ -1,36 +1,91 @@
+-- The deliveries of a conversation are sent in the order of (seq, part), each when the one before it is final: so those
+-- that are not final come last, and to know whether one may be sent is to look at the one before it.
+
 -- name: finish_deliveries
--- Record what the platform answered: receipts in bulk, fenced by the attempt that sent them.
-update deliveries d
-set status = i.status,
-  platform_message_id = coalesce(i.platform_message_id, d.platform_message_id),
-  error = i.error,
-  next_attempt_at = clock_timestamp() + make_interval(secs => i.retry_seconds),
-  sent_at = case when i.status = 'sent' then clock_timestamp() else d.sent_at end
-from unnest($1::uuid[], $2::bigint[], $3::integer[], $4::text[], $5::text[], $6::text[], $7::double precision[], $8::integer[])
-  as i (conversation_id, seq, part, status, platform_message_id, error, retry_seconds, attempt)
-where d.conversation_id = i.conversation_id and d.seq = i.seq and d.part = i.part
-  and d.status = 'sending' and d.attempts = i.attempt;
+-- Record what the platform answered: receipts in bulk, fenced by the attempt that sent them. When that is final, the
+-- next delivery of the conversation is taken at once, for the same sender; with `ends`, all that follow fail too.
+with input as (
+  select *
+  from unnest(
+    $1::uuid[], $2::bigint[], $3::integer[], $4::text[], $5::text[], $6::text[], $7::double precision[],
+    $8::integer[], $9::boolean[]
+  ) as i (conversation_id, seq, part, status, platform_message_id, error, retry_seconds, attempt, ends)
+), ended as (
+  update deliveries d
+  set status = i.status,
+    platform_message_id = coalesce(i.platform_message_id, d.platform_message_id),
+    error = i.error,
+    next_attempt_at = clock_timestamp() + make_interval(secs => i.retry_seconds),
+    sent_at = case when i.status = 'sent' then clock_timestamp() else d.sent_at end
+  from input i
+  where d.conversation_id = i.conversation_id and d.seq = i.seq and d.part = i.part
+    and d.status = 'sending' and d.attempts = i.attempt
+  returning d.conversation_id, d.seq, d.part, d.status, d.error, i.ends
+), refused as (
+  update deliveries d
+  set status = 'failed', error = e.error
+  from ended e
+  where e.ends and d.conversation_id = e.conversation_id and (d.seq, d.part) > (e.seq, e.part) and d.status = 'pending'
+), next as materialized (
+  select n.conversation_id, n.seq, n.part
+  from ended e
+  cross join lateral (
+    select n.conversation_id, n.seq, n.part
+    from deliveries n
+    where n.conversation_id = e.conversation_id and (n.seq, n.part) > (e.seq, e.part)
+    order by n.seq, n.part
+    limit 1
+  ) n
+  where e.status <> 'pending' and not e.ends
+), taken as (
+  update deliveries d
+  set status = 'sending', attempts = d.attempts + 1, next_attempt_at = clock_timestamp() + interval '1 minute'
+  from next n
+  where d.conversation_id = n.conversation_id and d.seq = n.seq and d.part = n.part and d.status = 'pending'
+  returning d.conversation_id, d.seq, d.part, d.attempts, d.idempotency_key, d.platform_message_id
+)
+select
+  t.conversation_id, t.seq, t.part, t.attempts, t.idempotency_key, t.platform_message_id, s.platform, s.account,
+  s.platform_conversation_id, s.thread, m.id, m.content_text, m.metadata
+from taken t
+join messages m on m.conversation_id = t.conversation_id and m.seq = t.seq
+join sessions s on s.conversation_id = m.conversation_id and s.id = m.session_id;
 
 -- name: due_deliveries
--- Take deliveries that are due: waiting for a retry, or left in `sending` by a worker that died. Those of a platform
--- without idempotency keys ($2 lists the ones with) may have been sent: they become `unknown`, for a person to see.
-with due as (
+-- Take deliveries that are due (of all conversations, or of $3): waiting for a retry, or left in `sending` by a worker
+-- that died. The latter may have been sent: unless sending again is safe ($2 lists the platforms where it always is, and
+-- a message that is changed may be changed twice) they become `unknown`, for a person to see. One whose predecessor is
+-- not final is put off until after that.
+with due as materialized (
   select d.conversation_id, d.seq, d.part, s.platform, s.account, s.platform_conversation_id, s.thread,
-    m.id, m.content_text, d.status
+    m.id, m.content_text, m.metadata, d.status, before.next_attempt_at as not_before,
+    d.status = 'sending' and s.platform <> all ($2::text[]) and d.platform_message_id is null as lost
   from deliveries d
   join messages m on m.conversation_id = d.conversation_id and m.seq = d.seq
   join sessions s on s.conversation_id = m.conversation_id and s.id = m.session_id
+  left join lateral (
+    select b.status, b.next_attempt_at
+    from deliveries b
+    where b.conversation_id = d.conversation_id and (b.seq, b.part) < (d.seq, d.part)
+    order by b.seq desc, b.part desc
+    limit 1
+  ) before on before.status in ('pending', 'sending')
   where d.status in ('pending', 'sending') and d.next_attempt_at <= clock_timestamp()
+    and ($3::uuid is null or d.conversation_id = $3)
   order by d.next_attempt_at, d.conversation_id, d.seq, d.part
   limit $1
   for update of d skip locked
 )
 update deliveries d
-set status = case when due.status = 'sending' and due.platform <> all ($2::text[]) then 'unknown' else 'sending' end,
+set status = case when due.not_before is not null then d.status when due.lost then 'unknown' else 'sending' end,
   error = case when due.status = 'sending' then 'the sender stopped before it heard an answer' else d.error end,
-  attempts = d.attempts + 1,
-  next_attempt_at = clock_timestamp() + interval '1 minute'
+  attempts = d.attempts + (due.not_before is null)::integer,
+  next_attempt_at = case
+    when due.not_before is null then clock_timestamp() + interval '1 minute'
+    else greatest(due.not_before, clock_timestamp()) + interval '10 seconds'
+  end
 from due
 where d.conversation_id = due.conversation_id and d.seq = due.seq and d.part = due.part
-returning d.conversation_id, d.seq, d.part, d.status, d.attempts, d.idempotency_key, due.platform, due.account,
-  due.platform_conversation_id, due.thread, due.id, due.content_text;
+returning d.conversation_id, d.seq, d.part, d.status, d.attempts, d.idempotency_key, d.platform_message_id,
+  due.platform, due.account, due.platform_conversation_id, due.thread, due.id, due.content_text, due.metadata,
+  due.not_before;

@@ -79,6 +79,16 @@ where id = $1;
 -- For /status: the active session of a conversation.
 select id, created_at, message_count from sessions where conversation_id = $1 and status = 'active';
 
+-- name: active_in
+-- The active sessions of a chat, in all its threads.
+select id, conversation_id
+from sessions
+where platform = $1 and platform_conversation_id = $2 and account = $3 and status = 'active';
+
+-- name: server
+-- What PostgreSQL says of itself.
+select current_setting('server_version_num')::integer as version, clock_timestamp() as now;
+
 -- name: schema_revision
 -- The schema's revision, as Alembic keeps it.
 select version_num from alembic_version;
@@ -121,13 +131,21 @@ with session as (
 ), outbox as (
   insert into deliveries (conversation_id, seq, part, idempotency_key, status, attempts, next_attempt_at)
   select
-    conversation_id, seq, part, md5($3::uuid || ':' || part)::uuid, 'sending', 1,
-    clock_timestamp() + interval '1 minute'
-  from session
+    s.conversation_id, s.seq, part, md5($3::uuid || ':' || part)::uuid,
+    case when now then 'sending' else 'pending' end, now::integer, clock_timestamp() + interval '1 minute'
+  from session s
+  left join lateral (
+    select d.status
+    from deliveries d
+    where d.conversation_id = s.conversation_id
+    order by d.seq desc, d.part desc
+    limit 1
+  ) before on true
   cross join generate_series(1, $6::integer) part
-  returning idempotency_key, part
+  cross join lateral (select part = 1 and coalesce(before.status not in ('pending', 'sending'), true) as now) first
+  returning idempotency_key, attempts
 )
-select s.seq, array(select o.idempotency_key from outbox o order by o.part) as idempotency_keys
+select s.seq, (select o.idempotency_key from outbox o where o.attempts = 1) as send_key
 from session s;
 
 -- name: set_session_metadata
@@ -136,3 +154,46 @@ update sessions
 set metadata = metadata || $2::jsonb
 where id = $1
 returning id;
+
+-- name: lock_conversations
+-- Hold all sessions of these conversations, in the order in which every statement locks.
+select conversation_id, id, status
+from sessions
+where conversation_id = any ($1::uuid[])
+order by conversation_id, id
+for update;
+
+-- name: move_sessions
+-- The platform gave a conversation a new id: its sessions live there now. What the agent remembers stays the old owner's.
+update sessions
+set conversation_id = $2, platform_conversation_id = $3,
+  metadata = jsonb_build_object('resource', platform || ':' || account || ':' || platform_conversation_id) || metadata
+where conversation_id = $1;
+
+-- name: move_messages
+update messages set conversation_id = $2 where conversation_id = $1;
+
+-- name: move_turns
+-- A turn that runs is taken away: its worker knows the old id only.
+update turns
+set conversation_id = $2,
+  status = case when status = 'running' then 'superseded' else status end,
+  outcome = case when status = 'running' then 'superseded' else outcome end,
+  error = case when status = 'running' then 'the conversation moved' else error end,
+  finished_at = coalesce(finished_at, clock_timestamp())
+where conversation_id = $1;
+
+-- name: move_deliveries
+update deliveries set conversation_id = $2 where conversation_id = $1;
+
+-- name: move_waiting
+update waiting set conversation_id = $2 where conversation_id = $1;
+
+-- name: follow_conversation
+-- The new id is in use already: the old sessions stay where they are, send to the new id, and precede the first one there.
+with old as (
+  update sessions set platform_conversation_id = $3 where conversation_id = $1 returning id
+)
+update sessions s
+set parent_session_id = (select max(o.id::text)::uuid from old o)
+where s.conversation_id = $2 and s.parent_session_id is null;

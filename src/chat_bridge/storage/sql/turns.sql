@@ -26,7 +26,9 @@ with wanted as (
     max(m.seq) filter (where m.content_type = 'command' and m.content_text = '/stop') over turn as stop_seq
   from session s
   cross join lateral (
-    select m.seq, m.id, m.sender_id, m.content_type, m.content_text, m.attachments, m.created_at, m.metadata
+    select
+      m.seq, m.id, m.sender_id, m.content_type, m.content_text, m.attachments, m.created_at, m.metadata,
+      m.platform_message_id
     from messages m
     where m.conversation_id = s.conversation_id and m.seq > s.answered_seq and m.session_id = s.id
       and m.direction = 'inbound' and m.status = 'accepted'
@@ -67,7 +69,7 @@ with wanted as (
 select
   c.id as turn_id, c.conversation_id, s.id as session_id, s.platform, s.account, s.platform_conversation_id, s.thread,
   s.user_id, s.metadata as session_metadata, t.seq, t.id, t.sender_id, u.display_name, t.content_text, t.content_type,
-  t.attachments, t.created_at, t.metadata,
+  t.attachments, t.created_at, t.metadata, t.platform_message_id,
   set_config('synchronous_commit', 'off', true)
 from claimed c
 join session s on s.turn_id = c.id
@@ -85,10 +87,10 @@ with input as (
   select *
   from unnest(
     $1::uuid[], $2::uuid[], $3::text[], $4::text[], $5::text[], $6::text[], $7::text[], $8::uuid[], $9::text[],
-    $10::text[], $11::integer[], $12::boolean[], $13::text[], $14::text[]
+    $10::text[], $11::integer[], $12::boolean[], $13::text[], $14::text[], $15::text[]
   ) as i (
     conversation_id, turn_id, status, outcome, error, agent_request_id, usage, message_id, content_text,
-    content_type, parts, error_text, metadata, session_metadata
+    content_type, parts, error_text, metadata, session_metadata, preview
   )
 ), held as materialized (
   -- `finished_at is null` says what `status = 'running'` says, but keeps the planner off the index on running turns,
@@ -142,23 +144,41 @@ with input as (
   from session s
   where s.tell
 ), outbox as (
-  insert into deliveries (conversation_id, seq, part, idempotency_key, status, attempts, next_attempt_at)
+  -- Our worker sends the first part now, unless an earlier reply is still on its way.
+  insert into deliveries (
+    conversation_id, seq, part, idempotency_key, status, attempts, next_attempt_at, platform_message_id
+  )
   select
-    s.conversation_id, s.seq, part, md5(s.message_id || ':' || part)::uuid, 'sending', 1,
-    clock_timestamp() + interval '1 minute'
+    s.conversation_id, s.seq, part, md5(s.message_id || ':' || part)::uuid,
+    case when now then 'sending' else 'pending' end, now::integer, clock_timestamp() + interval '1 minute',
+    case when part = 1 then s.preview end
   from session s
+  left join lateral (
+    select d.status
+    from deliveries d
+    where d.conversation_id = s.conversation_id
+    order by d.seq desc, d.part desc
+    limit 1
+  ) before on true
   cross join generate_series(1, s.parts) part
+  cross join lateral (select part = 1 and coalesce(before.status not in ('pending', 'sending'), true) as now) first
   where s.tell
-  returning conversation_id, idempotency_key, part
+  returning conversation_id, idempotency_key, attempts
 )
 select
-  s.turn_id, s.more, case when s.tell then s.seq end as seq, coalesce(k.idempotency_keys, '{}') as idempotency_keys
-from session s
-left join (
-  select o.conversation_id, array_agg(o.idempotency_key order by o.part) as idempotency_keys
-  from outbox o
-  group by o.conversation_id
-) k on k.conversation_id = s.conversation_id;
+  s.turn_id, s.more, case when s.tell then s.seq end as seq,
+  (select o.idempotency_key from outbox o where o.conversation_id = s.conversation_id and o.attempts = 1) as send_key
+from session s;
+
+-- name: note_preview
+-- Remember the message on the platform that shows the answer of a running turn as it grows (null: none any more), so
+-- that whoever answers in the end changes it instead of sending another.
+update sessions s
+set metadata = s.metadata || jsonb_build_object('preview', $3::text)
+from turns t
+where t.conversation_id = $1 and t.id = $2 and t.finished_at is null
+  and s.conversation_id = t.conversation_id and s.id = t.session_id
+returning s.id;
 
 -- name: renew
 -- Keep turns. A turn that is not returned is lost: its worker must stop.
