@@ -15,7 +15,9 @@ NEXT_AGENT = [
     "Next: connect a Mastra agent. Stop with Ctrl-C, put this into a file named .env, and start again:",
     "  MASTRA_ENDPOINT=http://localhost:4111/api",
     "  MASTRA_AGENT_ID=the-id-of-your-agent",
-    "Telegram and other platforms come in later versions; until then the chat page is the way in.",
+    "For a Telegram bot add the token that @BotFather gives you:",
+    "  TELEGRAM_ENABLED=true",
+    "  TELEGRAM_BOT_TOKEN=123456789:AA-your-token",
 ]
 
 
@@ -86,7 +88,7 @@ async def test_migrate_makes_the_schema_once() -> None:
         assert errors.startswith("chat-bridge: ")
         assert "migrate" in errors
         for words in (["migrate"], ["migrate"], ["migrate", "--check"]):
-            assert await run_command(*words, **environment) == (0, "the schema is up to date: 0001\n", "")
+            assert await run_command(*words, **environment) == (0, "the schema is up to date: 0002\n", "")
 
 
 async def test_serve_does_not_migrate_when_told_not_to() -> None:

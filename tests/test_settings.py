@@ -73,6 +73,19 @@ RIGHT: dict[str, tuple[str, object]] = {
     "MASTRA_API_KEY": ("k", SecretStr("k")),
     "MASTRA_HEADERS": ('{"X-Team": "a b"}', {"X-Team": SecretStr("a b")}),
     "MASTRA_TIMEOUT": ("100", 100),
+    "UNKNOWN_DELIVERIES": ("resend", "resend"),
+    "CHAT_BRIDGE_PLATFORMS": ("pager, fax", ("pager", "fax")),
+    "TELEGRAM_ENABLED": ("true", True),
+    "TELEGRAM_BOT_TOKEN": ("7000000001:test_TOKEN-1", SecretStr("7000000001:test_TOKEN-1")),
+    "TELEGRAM_POLLING": ("false", False),
+    "TELEGRAM_WEBHOOK_URL": ("https://bot.example", "https://bot.example"),
+    "TELEGRAM_WEBHOOK_SECRET_TOKEN": ("a-b_c", SecretStr("a-b_c")),
+    "TELEGRAM_API_BASE_URL": ("http://localhost:8081", "http://localhost:8081"),
+    "TELEGRAM_GROUPS": ("never", "never"),
+    "TELEGRAM_ALLOW_GROUPS": ("-1002234567890, -42", ("-1002234567890", "-42")),
+    "TELEGRAM_DENY_GROUPS": ("-42", ("-42",)),
+    "TELEGRAM_ALLOW_USERS": ("5512340001,@linh_tr", ("5512340001", "@linh_tr")),
+    "TELEGRAM_DENY_USERS": ("@troll", ("@troll",)),
     "WEBCHAT_ENABLED": ("no", False),
     "WEBCHAT_ORIGINS": ("https://a.example, http://b:81", ("https://a.example", "http://b:81")),
     "WEBCHAT_TOKEN_SECONDS": ("60", 60),
@@ -82,11 +95,15 @@ RIGHT: dict[str, tuple[str, object]] = {
 }
 
 
+# What some settings are not used without.
+BESIDE = {"CHAT_BRIDGE_SECRET": LONG, "TELEGRAM_BOT_TOKEN": "1:a"}
+
+
 @pytest.mark.parametrize("field", Settings.model_fields)
 def test_every_setting_is_read_by_its_name(field: str) -> None:
     name = setting_names(field)[0]
     text, value = RIGHT[name]
-    assert getattr(load(**{"CHAT_BRIDGE_SECRET": LONG, name: text}), field) == value
+    assert getattr(load(**{**BESIDE, name: text}), field) == value
 
 
 # What is refused, and words that say why.
@@ -118,6 +135,11 @@ WRONG = [
     ("MASTRA_HEADERS", "X-Key: hush", "is not JSON"),
     ("MASTRA_HEADERS", '{"X Key": "hush"}', "has a name that no HTTP header may have"),
     ("MASTRA_HEADERS", '{"X-Key": "hush\\nX-Other: 1"}', "has a value that no HTTP header may have"),
+    ("TELEGRAM_WEBHOOK_URL", "bot.example", "must begin with https:// or http://"),
+    ("TELEGRAM_WEBHOOK_URL", "https://me:hush@bot.example", "must not hold a user name or a password"),
+    ("TELEGRAM_API_BASE_URL", "localhost:8081", "must begin with https:// or http://"),
+    ("TELEGRAM_GROUPS", "sometimes", "must be 'mention', 'always' or 'never'"),
+    ("UNKNOWN_DELIVERIES", "drop", "must be 'hold' or 'resend'"),
     ("WEBCHAT_ORIGINS", "https://a.example/page", "each must be an origin: scheme, host and port, no path"),
     ("WEBCHAT_ORIGINS", "a.example", "each must be an origin: scheme, host and port, no path"),
 ]
@@ -134,6 +156,29 @@ def test_a_wrong_value_is_refused_with_its_name_reason_and_example(name: str, te
     assert line.endswith(f"Example: {name}={examples[0]}")
     assert "hush" not in message
     assert message.count("  - ") == 1
+
+
+@pytest.mark.parametrize(
+    ("environ", "reason"),
+    [
+        ({"TELEGRAM_ENABLED": "true"}, "TELEGRAM_BOT_TOKEN: is needed with TELEGRAM_ENABLED=true."),
+        ({"TELEGRAM_BOT_TOKEN": "hush"}, "TELEGRAM_BOT_TOKEN: must be digits, a colon and letters"),
+        ({"TELEGRAM_BOT_TOKEN": "1:hush/../x"}, "TELEGRAM_BOT_TOKEN: must be digits, a colon and letters"),
+        ({"TELEGRAM_WEBHOOK_SECRET_TOKEN": "hush hush"}, "TELEGRAM_WEBHOOK_SECRET_TOKEN: may have up to 256"),
+        (
+            {"TELEGRAM_POLLING": "true", "TELEGRAM_WEBHOOK_URL": "https://bot.example"},
+            "TELEGRAM_POLLING=true and TELEGRAM_WEBHOOK_URL exclude each other",
+        ),
+        (
+            {"TELEGRAM_ENABLED": "true", "TELEGRAM_BOT_TOKEN": "1:a", "TELEGRAM_POLLING": "false"},
+            "TELEGRAM_WEBHOOK_URL: is needed with TELEGRAM_POLLING=false.",
+        ),
+    ],
+)
+def test_settings_of_telegram_that_do_not_fit_each_other(environ: dict[str, str], reason: str) -> None:
+    message = refusal(**environ)
+    assert f"  - {reason}" in message
+    assert "hush" not in message
 
 
 def test_all_that_is_wrong_is_in_one_message(tmp_path: Path) -> None:
@@ -365,9 +410,8 @@ def test_every_example_is_a_right_value(tmp_path: Path) -> None:
     found = re.findall(r"^# Example: (.*)\n#(\w+)=", env_example(), re.MULTILINE)
     examples = {name: text for text, name in found}
     for name, text in examples.items():
-        secret = {"CHAT_BRIDGE_SECRET": LONG}
-        if text != "a long random text":
-            load(**{**secret, name: text})
+        if not text.startswith("a long random text"):
+            load(**{**BESIDE, name: text})
 
 
 def test_a_text_that_does_not_exist_is_refused() -> None:

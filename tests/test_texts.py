@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from chat_bridge.bridge.resolve import COMMANDS
+from chat_bridge.bridge.resolve import COMMANDS, DECISIONS
 from chat_bridge.model import TurnOutcome
 from chat_bridge.texts import TEXTS, Texts
 
@@ -25,12 +25,13 @@ def test_every_language_says_the_same_things(language: str) -> None:
 def test_there_is_a_text_for_each_failure_and_command() -> None:
     failures = {outcome.value for outcome in TurnOutcome if outcome.turn_status == "failed"}
     assert failures | {"empty", "blocked", "truncated", "approval"} <= TEXTS["en"].keys()
-    assert {command.removeprefix("/") for command in COMMANDS - {"/stop"}} <= TEXTS["en"].keys()
+    assert {command.removeprefix("/") for command in COMMANDS - DECISIONS - {"/stop"}} <= TEXTS["en"].keys()
 
 
 def test_help_names_every_command() -> None:
     for texts in TEXTS.values():
-        assert {word for word in COMMANDS if word in texts["help"]} == COMMANDS - {"/start"}
+        assert {word for word in COMMANDS if word in texts["help"]} == COMMANDS - DECISIONS - {"/start"}
+        assert {word for word in DECISIONS if word in texts["approval_commands"]} == DECISIONS
 
 
 def test_own_words_come_first() -> None:

@@ -26,6 +26,12 @@ from chat_bridge.storage.story import Story, tell_story
 from chat_bridge.storage.text import from_jsonb
 from chat_bridge.telemetry import configure_logging
 
+TELEGRAM_HINT = [
+    "For a Telegram bot add the token that @BotFather gives you:",
+    "  TELEGRAM_ENABLED=true",
+    "  TELEGRAM_BOT_TOKEN=123456789:AA-your-token",
+]
+
 cli = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
@@ -196,6 +202,7 @@ def _announce(settings: Settings, service: Service, port: int) -> None:
             "Next: connect a Mastra agent. Stop with Ctrl-C, put this into a file named .env, and start again:",
             "  MASTRA_ENDPOINT=http://localhost:4111/api",
             "  MASTRA_AGENT_ID=the-id-of-your-agent",
+            *([] if settings.telegram_enabled else TELEGRAM_HINT),
         ]
     else:
         lines.append("Next: put the chat on your site; docs/web-chat.md shows how. Stop with Ctrl-C.")

@@ -280,7 +280,7 @@ class Settings(BaseModel):
     # Telegram
     telegram_enabled: bool = _setting(False, "TELEGRAM_ENABLED", "Answer as a Telegram bot.", "true")
     telegram_bot_token: SecretStr | None = _setting(
-        None, "TELEGRAM_BOT_TOKEN", "The bot's token, from @BotFather.", "123456789:AA..."
+        None, "TELEGRAM_BOT_TOKEN", "The bot's token, from @BotFather.", "123456789:AA-your-token"
     )
     telegram_polling: bool | None = _setting(
         None,
@@ -401,9 +401,7 @@ def _telegram_mistakes(settings: Settings) -> list[str]:
     if settings.telegram_enabled and token is None:
         wrong.append("TELEGRAM_BOT_TOKEN: is needed with TELEGRAM_ENABLED=true. @BotFather on Telegram gives you one")
     if token is not None and not re.fullmatch(r"[0-9]{1,20}:[A-Za-z0-9_-]+", token.get_secret_value()):
-        wrong.append(
-            "TELEGRAM_BOT_TOKEN: must be digits, a colon and letters, as @BotFather gave it. Example: 123456789:AA..."
-        )
+        wrong.append("TELEGRAM_BOT_TOKEN: must be digits, a colon and letters, as @BotFather gave it")
     if secret is not None and not re.fullmatch(r"[A-Za-z0-9_-]{1,256}", secret.get_secret_value()):
         wrong.append("TELEGRAM_WEBHOOK_SECRET_TOKEN: may have up to 256 of the characters A-Z a-z 0-9 _ - only")
     if settings.telegram_polling and settings.telegram_webhook_url is not None:
