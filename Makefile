@@ -6,13 +6,16 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet install
 LOCK := uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-annotate --no-header
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check fmt bench docs lock clean
+.PHONY: help run demo-telegram test check fmt bench docs lock clean
 
 help: ## list the commands
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | while IFS="$$(printf '\t')" read -r name text; do printf '  make %-8s %s\n' "$$name" "$$text"; done
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | while IFS="$$(printf '\t')" read -r name text; do printf '  make %-13s %s\n' "$$name" "$$text"; done
 
 run: $(VENV)/run.stamp ## start the bridge with its embedded PostgreSQL and Redis
 	@exec $(BIN)/chat-bridge serve
+
+demo-telegram: $(VENV)/run.stamp ## see a Telegram bot at work, without an account
+	@exec $(BIN)/python scripts/demo_telegram.py
 
 test: $(VENV)/dev.stamp ## run all tests in parallel
 	@$(BIN)/pytest --numprocesses auto --cov --cov-report term-missing:skip-covered $(ARGS)

@@ -16,7 +16,7 @@ from sse_starlette.sse import SendTimeoutError
 from starlette.types import Receive, Scope, Send
 
 from chat_bridge.errors import StorageError
-from chat_bridge.model import InboundEvent, ReceiveStatus, Seq, StoredMessage, User
+from chat_bridge.model import Attachment, InboundEvent, ReceiveStatus, Seq, StoredMessage, User
 from chat_bridge.platforms import webchat
 from chat_bridge.storage import messages
 from chat_bridge.storage.redis import SlowReader
@@ -88,8 +88,15 @@ class Accepted(BaseModel):
     duplicate: bool
 
 
+class Version(BaseModel):
+    """A text that a message had, or has; without one it was deleted."""
+
+    text: str | None
+    at: datetime | None = Field(None, description="When it was changed to this, by the platform's clock.")
+
+
 class Message(BaseModel):
-    """One message of a conversation."""
+    """One message of a conversation, as its newest version has it."""
 
     id: UUID
     seq: int
@@ -102,21 +109,46 @@ class Message(BaseModel):
     status: Literal["pending", "answered", "failed", "cancelled", "skipped", "sent"]
     reason: str | None = Field(None, description="Why a message was skipped, failed or cancelled.")
     attachments: list[dict[str, Any]] = []
+    versions: list[Version] = Field([], description="Of an edited or deleted message all its texts, oldest first.")
 
     @classmethod
     def of(cls, stored: StoredMessage) -> "Message":
+        written = stored.metadata.get("raw_text", stored.text)
+        versions = _versions(stored, written)
         return cls(
             id=stored.id,
             seq=stored.seq,
             direction=stored.direction,
-            text=stored.metadata.get("raw_text", stored.text),
+            text=(versions[-1].text or "") if versions else written,
             created_at=stored.created_at,
             client_msg_id=stored.event_key,
             sender=Sender(id=stored.sender_id, name=stored.metadata.get("user_name")) if stored.sender_id else None,
             notice=stored.metadata.get("notice"),
             status="sent" if stored.status == "stored" else stored.status,  # pyright: ignore[reportArgumentType]
             reason=stored.metadata.get("reason"),
+            attachments=[_attachment(attachment) for attachment in stored.attachments],
+            versions=versions,
         )
+
+
+def _versions(stored: StoredMessage, written: str) -> list[Version]:
+    later: list[dict[str, Any]] = stored.metadata.get("versions", [])
+    if not later:
+        return []
+    return [
+        Version(text=written, at=None),
+        *(Version(text=None if "deleted" in one else one["text"], at=one.get("at")) for one in later),
+    ]
+
+
+def _attachment(attachment: Attachment) -> dict[str, Any]:
+    """What a reader may know: not the reference, which is between the platform and us."""
+    return {
+        "kind": attachment.kind,
+        "mime_type": attachment.mime_type,
+        "name": attachment.name,
+        "size": attachment.size,
+    }
 
 
 class Messages(BaseModel):
