@@ -10,6 +10,7 @@ import asyncpg
 
 from chat_bridge.model import Address, BusyPolicy, InboundEvent, Turn, TurnOutcome, User, new_message_id
 from chat_bridge.storage.messages import Arrival
+from chat_bridge.storage.outbox import Delivery
 from chat_bridge.storage.store import Store
 from chat_bridge.storage.turns import Completion, Wish
 
@@ -53,6 +54,24 @@ async def claimed(store: Store, to: Address = CHAT, policy: BusyPolicy = BusyPol
     return turn
 
 
+async def replied(
+    store: Store, to: Address = CHAT, text: str = "the answer", parts: int = 1, **more: Any
+) -> Delivery | None:
+    """Answer a message of a user; the delivery that is to be sent now, as the process that answered has it."""
+    await store.receive(said(to=to))
+    completion = ending(await claimed(store, to), text, parts=parts, **more)
+    done = await store.complete(completion)
+    assert done is not None
+    assert done.seq is not None
+    assert completion.message_id is not None
+    if done.send_key is None:
+        return None
+    return Delivery(
+        to.id, done.seq, 1, 1, done.send_key, completion.message_id, to, text, completion.metadata or {},
+        completion.preview,
+    )  # fmt: skip
+
+
 async def answer_all(store: Store, to: Address = CHAT) -> None:
     """Answer until nothing waits."""
     while (turn := await store.claim(wish(to))) is not None:
@@ -94,6 +113,30 @@ async def looking(dsn: str) -> AsyncGenerator[asyncpg.Connection]:
         yield connection
     finally:
         await connection.close()
+
+
+async def waiters(connection: asyncpg.Connection, number: int) -> None:
+    """Wait until this many statements wait for a lock. Those that wait for one row get it in the order they came."""
+    while (
+        await connection.fetchval(
+            "select count(*) from pg_stat_activity where datname = current_database() and wait_event_type = 'Lock'"
+        )
+        < number
+    ):
+        await asyncio.sleep(0.005)
+
+
+@asynccontextmanager
+async def holding_sessions(dsn: str, to: Address = CHAT) -> AsyncGenerator[asyncpg.Connection]:
+    """Hold a conversation's sessions, so that all who want them queue up behind; what the block gives can look on."""
+    async with looking(dsn) as holder, looking(dsn) as connection, holder.transaction():
+        await holder.execute("select from sessions where conversation_id = $1 for update", to.id)
+        yield connection
+
+
+async def make_due(connection: asyncpg.Connection) -> None:
+    """Let the time pass after which deliveries are tried again, and their senders taken for dead."""
+    await connection.execute("update deliveries set next_attempt_at = now() - interval '1 s'")
 
 
 async def tell_deadlocks_soon(dsn: str) -> None:
@@ -148,6 +191,31 @@ NEVER = {
         select a.id from turns a join turns b on b.conversation_id = a.conversation_id and b.id > a.id
         where a.status in ('done', 'failed', 'cancelled') and b.status in ('done', 'failed', 'cancelled')
           and a.first_seq <= b.last_seq and b.first_seq <= a.last_seq""",
+    "a delivery was begun before the one ahead of it had ended": """
+        select d.conversation_id, d.seq, d.part, d.status from deliveries d
+        join deliveries b on b.conversation_id = d.conversation_id and (b.seq, b.part) < (d.seq, d.part)
+        where b.status in ('pending', 'sending') and (d.status <> 'pending' or d.attempts > 0)""",
+    "a delivery has no message in its conversation": """
+        select d.conversation_id, d.seq from deliveries d where not exists
+          (select from messages m where m.conversation_id = d.conversation_id and m.seq = d.seq
+            and m.direction = 'outbound')""",
+    "a turn runs, or ran, in a session of another conversation": """
+        select t.id from turns t where not exists
+          (select from sessions s where s.conversation_id = t.conversation_id and s.id = t.session_id)""",
+    "a turn is over and is not": """
+        select id from turns where (status = 'running') <> (finished_at is null)""",
+    "a session is its own ancestor": """
+        with recursive up as (
+          select s.id as start, s.parent_session_id as above from sessions s where s.parent_session_id is not null
+          union select up.start, s.parent_session_id from up join sessions s on s.id = up.above
+          where s.parent_session_id is not null
+        ) select start from up where above = start""",
+    "an album holds a part twice, or one that is a message of its own": """
+        select m.id from messages m cross join jsonb_array_elements_text(m.metadata -> 'parts') p(key)
+        group by m.conversation_id, m.id, p.key having count(*) > 1
+        union all
+        select m.id from messages m cross join jsonb_array_elements_text(m.metadata -> 'parts') p(key)
+        join messages o on o.conversation_id = m.conversation_id and o.event_key = p.key""",
 }
 
 

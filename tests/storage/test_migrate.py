@@ -19,7 +19,7 @@ from tests.bridge import SECRET, running_bridge
 from tests.needs import unavailable
 from tests.storage.dialogue import looking, opened, said
 
-HEAD = "0001"
+HEAD = "0002"
 NEWER = "9999"
 
 

@@ -4,6 +4,7 @@ import json
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import asynccontextmanager
 from datetime import timedelta
+from hashlib import md5
 from typing import Any
 from uuid import UUID
 
@@ -19,6 +20,7 @@ SESSION = UUID("019a0000-0000-7000-8000-000000000000")
 BIG = {"messages", "sessions", "turns", "deliveries", "users"}
 
 SHORT = 20_000  # other conversations, of one message each
+MOVED = md5(b"c1").hexdigest()  # one of those
 
 # Ids grow with time, as uuid v7 does.
 FILL = f"""
@@ -145,20 +147,37 @@ STATEMENTS: dict[str, list[object]] = {
     "claim": [[CHAT.id], [new_turn_id()], ["agent"], ["collect"], [1000], "owner", timedelta(seconds=30)],
     "complete": [
         [CHAT.id], [UUID(int=7)], ["done"], ["answered"], [None], [None], [None], [new_message_id()], ["text"],
-        ["text"],        [1], [False], [None], [None],
+        ["text"], [1], [False], [None], [None], [None],
     ],
+    "note_preview": [CHAT.id, UUID(int=7), "shown"],
+    "read_albums": [[CHAT.id, CHAT.id], [LONG, 1]],
     "rotate": [CHAT.id, SESSION, LONG - 1, new_session_id()],
     "say": [CHAT.id, SESSION, new_message_id(), "text", None, 1],
     "renew": [[CHAT.id], [UUID(int=7)], timedelta(seconds=30)],
     "supersede": [CHAT.id, None, "reason"],
     "recover": [False],
     "find_pending": [100, ["webchat"]],
-    "due_deliveries": [100, ["webchat"]],
-    "finish_deliveries": [[CHAT.id], [LONG], [1], ["sent"], [None], [None], [0.0], [1]],
+    "due_deliveries": [100, ["webchat"], None],
+    "finish_deliveries": [[CHAT.id], [1], [1], ["sent"], [None], [None], [0.0], [1], [False]],
     "lock_session": [SESSION],
     "close_session": [SESSION],
     "get_session": [SESSION],
     "active_session": [CHAT.id],
+    "active_in": ["webchat", "a-chat", "main"],
+    "lock_conversations": [[UUID(MOVED), UUID(int=8)]],
+    "move_sessions": [UUID(MOVED), UUID(int=8), "new"],
+    "move_messages": [UUID(MOVED), UUID(int=8)],
+    "move_turns": [UUID(MOVED), UUID(int=8)],
+    "move_deliveries": [UUID(MOVED), UUID(int=8)],
+    "move_waiting": [UUID(MOVED), UUID(int=8)],
+    "follow_conversation": [UUID(MOVED), CHAT.id, "new"],
+    "edit": [CHAT.id, f"key {LONG}", "edited", '{"key": "edited", "text": "new"}'],
+    "lock_album": [CHAT.id, f"key {LONG}", "part"],
+    "add_to_album": [CHAT.id, LONG, "part", "[]", "text", True],
+    "late_for_album": [CHAT.id, LONG, "part"],
+    "overheard": [CHAT.id, SESSION, LONG, 50],
+    "take_lease": ["poll", "owner", timedelta(seconds=30)],
+    "release_lease": ["poll", "owner"],
     "turns_of_message": [CHAT.id, LONG],
     "turn": [CHAT.id, UUID(int=7)],
 }  # fmt: skip

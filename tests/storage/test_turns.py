@@ -9,6 +9,7 @@ import pytest
 from chat_bridge.model import Address, BusyPolicy, Turn, TurnOutcome, User
 from chat_bridge.storage import sessions, turns
 from chat_bridge.storage.store import Store
+from chat_bridge.storage.turns import Completion
 from tests.storage.dialogue import (
     CHAT,
     answer_all,
@@ -18,6 +19,7 @@ from tests.storage.dialogue import (
     command,
     deadlocks,
     ending,
+    holding_sessions,
     looking,
     opened,
     opened_often,
@@ -25,6 +27,7 @@ from tests.storage.dialogue import (
     statuses,
     tell_deadlocks_soon,
     texts,
+    waiters,
     wish,
 )
 
@@ -163,7 +166,7 @@ async def test_an_answer_is_stored_with_its_deliveries(any_database: str) -> Non
         )  # fmt: skip
         completed = await store.complete(completion)
         assert completed is not None
-        assert (completed.seq, completed.more, len(set(completed.idempotency_keys))) == (2, False, 2)
+        assert (completed.seq, completed.more) == (2, False)
         reply = (await store.history(CHAT.id))[-1]
         assert (reply.id, reply.text, reply.direction, reply.status, reply.metadata) == (
             completion.message_id, "an answer", "outbound", "stored", {"a": 1},
@@ -174,9 +177,8 @@ async def test_an_answer_is_stored_with_its_deliveries(any_database: str) -> Non
         )  # fmt: skip
         assert await connection.fetchval("select agent_request_id from messages where seq = 2") == "request-1"
         deliveries = await connection.fetch("select part, status, attempts, idempotency_key from deliveries order by 1")
-        assert [tuple(each) for each in deliveries] == [
-            (part, "sending", 1, key) for part, key in enumerate(completed.idempotency_keys, 1)
-        ]
+        assert [tuple(each)[:3] for each in deliveries] == [(1, "sending", 1), (2, "pending", 0)]
+        assert deliveries[0]["idempotency_key"] == completed.send_key != deliveries[1]["idempotency_key"]
         await store.receive(said())
         assert (await claimed(store)).metadata == {"approval": {"id": "x"}}
     await assert_consistent(any_database)
@@ -218,12 +220,26 @@ async def test_a_turn_without_an_answer_marks_its_messages_with_the_reason(
     await assert_consistent(any_database)
 
 
+async def test_an_answer_that_is_not_told_has_nothing_to_send(any_database: str) -> None:
+    async with opened(any_database) as store, looking(any_database) as connection:
+        await store.receive(said())
+        done = await store.complete(Completion(await claimed(store), TurnOutcome.EMPTY))
+        assert done is not None
+        assert (done.seq, done.send_key) == (None, None)
+        assert await connection.fetchval("select count(*) from deliveries") == 0
+    await assert_consistent(any_database)
+
+
 async def test_an_error_is_told_at_most_once_a_minute(any_database: str) -> None:
     async def fail(text: str) -> int | None:
         await store.receive(said())
         done = await store.complete(ending(await claimed(store), text, TurnOutcome.ERROR, error_text=True, error="why"))
         assert done is not None
-        assert len(done.idempotency_keys) == (done.seq is not None)
+        told = await connection.fetchval(
+            "select idempotency_key from deliveries where seq = $1 and status = 'sending'", done.seq
+        )
+        assert done.send_key == told
+        await connection.execute("update deliveries set status = 'sent'")
         return done.seq
 
     async with opened(any_database) as store, looking(any_database) as connection:
@@ -239,6 +255,65 @@ async def test_an_error_is_told_at_most_once_a_minute(any_database: str) -> None
         assert replies == ["first", "an answer is always told", "third"]
         assert await connection.fetchval("select count(*) from turns where error = 'why'") == 3
     await assert_consistent(any_database)
+
+
+# What was shown of an answer as it grew.
+
+
+async def preview(store: Store) -> object:
+    session = (await sessions.list_sessions(store.database, sessions.SessionFilter(conversation_id=CHAT.id), 1))[0]
+    return session.metadata.get("preview", "never")
+
+
+async def test_whoever_answers_in_the_end_knows_what_is_shown(any_database: str) -> None:
+    async with opened(any_database) as store:
+        await store.receive(said())
+        turn = await claimed(store)
+        await turns.note_preview(store.database, turn, "shown\x00")
+        await turns.supersede(store.database, CHAT.id, "the worker died", turn.id)
+        following = await claimed(store)
+        assert following.metadata == {"preview": "shown\ufffd"}
+        await turns.note_preview(store.database, turn, "stale")
+        assert await preview(store) == "shown\ufffd"
+        await turns.note_preview(store.database, following, None)
+        assert await preview(store) is None
+        await store.complete(ending(following))
+        for ended in (turn, following):
+            await turns.note_preview(store.database, ended, "stale")
+        assert await preview(store) is None
+    await assert_consistent(any_database)
+
+
+async def test_a_note_that_waits_while_its_turn_ends_is_dropped(any_database: str) -> None:
+    async with opened_often(any_database, 2) as (one, other):
+        await one.receive(said())
+        turn = await claimed(one)
+        async with holding_sessions(any_database) as connection:
+            completing = asyncio.ensure_future(one.complete(ending(turn, session_metadata={"preview": None})))
+            await waiters(connection, 1)
+            noting = asyncio.ensure_future(turns.note_preview(other.database, turn, "stale"))
+            await waiters(connection, 2)
+        assert await completing is not None
+        await noting
+        assert await preview(one) is None
+    await assert_consistent(any_database)
+
+
+async def test_noting_and_ending_and_renewing_at_once_never_deadlocks(database: str) -> None:
+    await tell_deadlocks_soon(database)
+    async with opened_often(database, 2) as (one, other):
+        for _ in range(30):
+            await one.receive(said())
+            turn = await claimed(one)
+            await asyncio.gather(
+                one.complete(ending(turn, session_metadata={"preview": None})),
+                *(turns.note_preview(store.database, turn, "shown") for store in (one, other)),
+                turns.renew(other.database, [turn], 30),
+                turns.recover(other.database),
+            )
+            assert await preview(one) is None
+    assert await deadlocks(database) == 0
+    await assert_consistent(database)
 
 
 # Fences and leases.
@@ -388,7 +463,7 @@ async def busy(store: Store, chance: random.Random) -> None:
             if (receipt := await store.receive(said(to=address))) and what == "close":
                 await sessions.close_session(store.database, receipt.session_id)
             else:
-                await sessions.say(store.database, address.id, receipt.session_id, "busy", "busy", 1)
+                await sessions.say(store.database, address.id, receipt.session_id, "busy", {"notice": "busy"}, 1)
         case _:
             several = chance.sample(CONVERSATIONS, 8)
             held = [turn for turn in await asyncio.gather(*(store.claim(wish(each)) for each in several)) if turn]

@@ -79,8 +79,13 @@ def require_storable(arrival: Arrival) -> None:
 
 
 def stored_key(event: InboundEvent) -> str:
-    """The event key as it is stored; of one that is too long for an index, its hash."""
-    key = storable(event.event_key)
+    """The event key as it is stored."""
+    return _as_stored(event.event_key)
+
+
+def _as_stored(key: str) -> str:
+    """A key as PostgreSQL can hold it; of one that is too long for an index, its hash."""
+    key = storable(key)
     return key if len(key.encode()) <= _LONGEST_ID else f"sha256:{sha256(key.encode()).hexdigest()}"
 
 
@@ -170,16 +175,18 @@ class Edited:
 async def edit(database: Database, event: InboundEvent) -> Edited | None:
     """Add a version to the message that an event of kind edit or delete is about; None: it is not there. The message
     itself stays as it was received. Edits of an album that leave its texts alone change nothing."""
-    version: dict[str, Any] = {"key": event.event_key, "text": event.text}
+    version: dict[str, Any] = {"key": stored_key(event), "text": event.text}
     if event.sent_at is not None:
         version["at"] = event.sent_at.isoformat()
     if event.kind is EventKind.DELETE:
         version["deleted"] = True
     elif event.attachments and event.album is None:
         version["attachments"] = _files(event.attachments)
-    keys = [event.about, *([_album_key(event.album)] if event.album and event.text else [])]
+    keys = [_as_stored(event.about)] if event.about is not None else []
+    if event.album and event.text:
+        keys.append(_as_stored(_album_key(event.album)))
     for key in keys:
-        row = await database.fetch_one("edit", event.address.id, key, event.event_key, to_jsonb(version))
+        row = await database.fetch_one("edit", event.address.id, key, stored_key(event), to_jsonb(version))
         if row is not None:
             return Edited(row["id"], row["session_id"], row["seq"], row["changed"], row["waiting"])
     return None
@@ -188,7 +195,7 @@ async def edit(database: Database, event: InboundEvent) -> Edited | None:
 def in_album(arrival: Arrival) -> Arrival:
     """The arrival as the first message of its album, in which the others are collected."""
     event = arrival.event
-    metadata = {**event.metadata, "parts": [event.event_key]}
+    metadata = {**event.metadata, "parts": [stored_key(event)]}
     assert event.album is not None
     return replace(arrival, event=replace(event, event_key=_album_key(event.album), metadata=metadata))
 
@@ -197,20 +204,23 @@ async def add_to_album(database: Database, arrival: Arrival) -> Receipt | Litera
     """Add a message to the one that holds its album. `first`: there is none yet; `late`: it can't take more."""
     event = arrival.event
     assert event.album is not None
+    key = _as_stored(_album_key(event.album))
     async with database.transaction() as transaction:
-        rows = await transaction.fetch("lock_album", event.address.id, _album_key(event.album), event.event_key)
+        rows = await transaction.fetch("lock_album", event.address.id, key, stored_key(event))
         if not rows:
             return "first"
         album = rows[0]
+        place = event.address.id, album["seq"], stored_key(event)
+        if album["late"]:
+            return "late"
         if not album["known"] and not await transaction.fetch(
             "add_to_album",
-            event.address.id,
-            album["seq"],
-            storable(event.event_key),
+            *place,
             to_jsonb(_files(event.attachments)) or "[]",
             storable(event.text),
             arrival.skip_reason is None,
         ):
+            await transaction.fetch("late_for_album", *place)
             return "late"
         status = ReceiveStatus.DUPLICATE if album["known"] else ReceiveStatus.RECORDED
         return Receipt(status, event.address.id, album["session_id"], album["id"], album["seq"], album["reason"])
@@ -229,7 +239,9 @@ def pending_message(row: Record) -> PendingMessage:
     metadata: dict[str, Any] = from_jsonb(row["metadata"]) or {}
     versions: list[dict[str, Any]] = metadata.get("versions") or [{}]
     newest = versions[-1]
-    files = newest["attachments"] if "attachments" in newest else from_jsonb(row["attachments"]) or ()
+    files = next((each["attachments"] for each in reversed(versions) if "attachments" in each), None)
+    if files is None:
+        files = from_jsonb(row["attachments"]) or ()
     return PendingMessage(
         id=row["id"],
         seq=row["seq"],
@@ -255,7 +267,7 @@ def _files(attachments: Sequence[Attachment]) -> list[dict[str, Any]]:
         {
             name: value.isoformat() if isinstance(value, datetime) else value
             for name, value in asdict(attachment).items()
-            if value not in (None, False)
+            if value is not None and value is not False
         }
         for attachment in attachments
     ]

@@ -17,7 +17,7 @@ from chat_bridge.model import (
     new_message_id,
     new_session_id,
 )
-from chat_bridge.storage.postgres import Database, Record, Transaction
+from chat_bridge.storage.postgres import Database, Record, Transaction, win
 from chat_bridge.storage.text import from_jsonb, storable, storable_or_none, to_jsonb
 
 
@@ -92,14 +92,21 @@ async def say(
     """Store a notice outside of any turn: its id, its seq, and the idempotency key of the first part if that is to be
     sent now. None when one was said within the last minute."""
     message = new_message_id()
-    row = await database.fetch_one("say", conversation, session, message, storable(text), to_jsonb(metadata), parts)
-    return None if row is None else (message, row["seq"], row["send_key"])
+    async with database.transaction() as transaction:
+        await transaction.fetch("lock_session", session)
+        rows = await transaction.fetch("say", conversation, session, message, storable(text), to_jsonb(metadata), parts)
+    return (message, rows[0]["seq"], rows[0]["send_key"]) if rows else None
 
 
 async def move(database: Database, old: Address, new: Address) -> bool:
     """The platform gave a conversation a new id: everything of it moves there, and a turn that runs is taken away.
     False: there is nothing under the old id. If the new id is in use already, the old sessions become the past of the
     new one."""
+    # The new id may come into use meanwhile.
+    return await win(lambda: _move(database, old, new))
+
+
+async def _move(database: Database, old: Address, new: Address) -> bool:
     async with database.transaction() as transaction:
         held = await transaction.fetch("lock_conversations", [old.id, new.id])
         places = {row["conversation_id"] for row in held}

@@ -84,7 +84,7 @@ class Store:
             receipt = await self._receive.submit(messages.in_album(arrival))
             if receipt.status not in (ReceiveStatus.DUPLICATE, ReceiveStatus.CONFLICT):
                 return receipt
-            # Another part of the album was first after all.
+            # Another part of the album was first after all, or the album had just gone to another session.
             outcome = await messages.add_to_album(self.database, arrival)
         return outcome if isinstance(outcome, Receipt) else await self._receive.submit(arrival)
 

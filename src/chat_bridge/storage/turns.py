@@ -85,13 +85,23 @@ async def claim(
         timedelta(seconds=lease_seconds),
     )
     found: dict[UUID, list[Record]] = {}
-    for row in rows:
+    for row in await _with_whole_albums(database, rows):
         found.setdefault(row["turn_id"], []).append(row)
     turns: list[Turn | None] = [None] * len(wishes)
     for place, turn_id in zip(order, ids, strict=True):
         if turn_id in found:
             turns[place] = _turn(found[turn_id])
     return turns
+
+
+async def _with_whole_albums(database: Database, rows: Sequence[Record]) -> Sequence[Record]:
+    """Albums with the parts that came while the claim waited for the session. None can come any more."""
+    albums = [row for row in rows if row["metadata"] is not None and '"parts"' in row["metadata"]]
+    if not albums:
+        return rows
+    places = [row["conversation_id"] for row in albums], [row["seq"] for row in albums]
+    now = {(row["conversation_id"], row["seq"]): row for row in await database.fetch("read_albums", *places)}
+    return [{**row, **now.get((row["conversation_id"], row["seq"]), {})} for row in rows]
 
 
 def _turn(rows: Sequence[Record]) -> Turn:

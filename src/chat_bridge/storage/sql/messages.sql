@@ -219,14 +219,23 @@ order by m.seq, d.part;
 with found as materialized (
   select m.seq, m.id, m.session_id, m.status,
     coalesce(m.metadata -> 'versions' -> -1 ->> 'text', m.content_text) as newest,
-    coalesce(m.metadata -> 'versions' -> -1 -> 'attachments', m.attachments, '[]') as files
+    coalesce(
+      (
+        select v -> 'attachments'
+        from jsonb_array_elements(m.metadata -> 'versions') with ordinality as e (v, nth)
+        where v ? 'attachments'
+        order by nth desc
+        limit 1
+      ),
+      m.attachments, '[]'
+    ) as files
   from messages m
   where m.conversation_id = $1 and m.event_key = $2
 ), changed as (
   update messages m
   set metadata = coalesce(m.metadata, '{}') || jsonb_build_object(
     'versions',
-    case when jsonb_array_length(m.metadata -> 'versions') >= 100 then m.metadata -> 'versions' - 0
+    case when jsonb_array_length(m.metadata -> 'versions') >= 100 then (m.metadata -> 'versions') - 0
       else coalesce(m.metadata -> 'versions', '[]') end || jsonb_build_array($4::jsonb)
   )
   from found f
@@ -234,7 +243,7 @@ with found as materialized (
     and not coalesce(m.metadata -> 'versions' @> jsonb_build_array(jsonb_build_object('key', $3::text)), false)
     and (
       $4::jsonb ? 'deleted' or f.newest is distinct from $4::jsonb ->> 'text'
-      or f.files <> coalesce($4::jsonb -> 'attachments', '[]')
+      or f.files <> coalesce($4::jsonb -> 'attachments', f.files)
     )
   returning m.seq
 )
@@ -245,13 +254,14 @@ join sessions s on s.conversation_id = $1 and s.id = f.session_id
 left join changed c on true;
 
 -- name: lock_album
--- The message that an album is collected in; its session is held, so that no turn takes it meanwhile.
+-- The message that an album is collected in; its session is held, so that no turn takes it meanwhile. The message is
+-- held too, so that what another process added just before is seen; if it went to another session, it is not found.
 select m.seq, m.id, m.session_id, m.status, m.metadata ->> 'reason' as reason,
-  coalesce(m.metadata -> 'parts' ? $3, false) as known
+  coalesce(m.metadata -> 'parts' ? $3, false) as known, coalesce(m.metadata -> 'late' ? $3, false) as late
 from messages m
 join sessions s on s.conversation_id = m.conversation_id and s.id = m.session_id
 where m.conversation_id = $1 and m.event_key = $2
-for update of s;
+for update of s, m;
 
 -- name: add_to_album
 -- Run after `lock_album`. Not returned: a turn has the message already, or it will not be answered though this part
@@ -269,6 +279,13 @@ where m.conversation_id = $1 and m.seq = $2 and s.conversation_id = m.conversati
     )
     else not $6
   end
+returning m.id;
+
+-- name: late_for_album
+-- A part that came late is a message of its own, also when it comes again and the album could take it by then.
+update messages m
+set metadata = m.metadata || jsonb_build_object('late', coalesce(m.metadata -> 'late', '[]') || to_jsonb($3::text))
+where m.conversation_id = $1 and m.seq = $2
 returning m.id;
 
 -- name: overheard

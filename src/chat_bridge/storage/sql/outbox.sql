@@ -1,9 +1,8 @@
--- The deliveries of a conversation are sent in the order of (seq, part), each when the one before it is final: so those
--- that are not final come last, and to know whether one may be sent is to look at the one before it.
-
 -- name: finish_deliveries
 -- Record what the platform answered: receipts in bulk, fenced by the attempt that sent them. When that is final, the
 -- next delivery of the conversation is taken at once, for the same sender; with `ends`, all that follow fail too.
+-- The deliveries of a conversation are sent in the order of (seq, part), each when the one before it is final: so those
+-- that are not final come last, and to know whether one may be sent is to look at the one before it.
 with input as (
   select *
   from unnest(

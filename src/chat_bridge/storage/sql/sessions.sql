@@ -115,7 +115,8 @@ limit $8;
 
 -- name: say
 -- Store a notice of the bridge outside of any turn, in the active session ($2 is the message's own, which may be closed
--- by now: then nothing is said), with its outbox rows; at most one a minute.
+-- by now: then nothing is said), with its outbox rows; at most one a minute. Run after `lock_session`, so that it sees
+-- the reply that was stored just before.
 with session as (
   update sessions s
   set next_seq = s.next_seq + 1, message_count = s.message_count + 1, error_told_at = clock_timestamp()
@@ -132,7 +133,8 @@ with session as (
   insert into deliveries (conversation_id, seq, part, idempotency_key, status, attempts, next_attempt_at)
   select
     s.conversation_id, s.seq, part, md5($3::uuid || ':' || part)::uuid,
-    case when now then 'sending' else 'pending' end, now::integer, clock_timestamp() + interval '1 minute'
+    case when now then 'sending' else 'pending' end, now::integer,
+    clock_timestamp() + case when now then interval '1 minute' else interval '5 seconds' end
   from session s
   left join lateral (
     select d.status
@@ -171,6 +173,7 @@ set conversation_id = $2, platform_conversation_id = $3,
 where conversation_id = $1;
 
 -- name: move_messages
+-- With their seq: nothing else has any under the new id.
 update messages set conversation_id = $2 where conversation_id = $1;
 
 -- name: move_turns
@@ -184,16 +187,30 @@ set conversation_id = $2,
 where conversation_id = $1;
 
 -- name: move_deliveries
-update deliveries set conversation_id = $2 where conversation_id = $1;
+-- What is not sent yet goes to the new id; a sender that has one now can't record what came of it. Locked in the order in
+-- which senders take them.
+with held as materialized (
+  select d.seq, d.part from deliveries d where d.conversation_id = $1 order by d.seq, d.part for update
+)
+update deliveries d
+set conversation_id = $2
+from held h
+where d.conversation_id = $1 and d.seq = h.seq and d.part = h.part;
 
 -- name: move_waiting
+-- What waits is looked for under the new id.
 update waiting set conversation_id = $2 where conversation_id = $1;
 
 -- name: follow_conversation
 -- The new id is in use already: the old sessions stay where they are, send to the new id, and precede the first one there.
+-- What the agent remembers stays the old owner's. A session that is older than all of them has none before it.
 with old as (
-  update sessions set platform_conversation_id = $3 where conversation_id = $1 returning id
+  update sessions
+  set platform_conversation_id = $3,
+    metadata = jsonb_build_object('resource', platform || ':' || account || ':' || platform_conversation_id) || metadata
+  where conversation_id = $1
+  returning id
 )
 update sessions s
-set parent_session_id = (select max(o.id::text)::uuid from old o)
+set parent_session_id = (select max(o.id::text)::uuid from old o where o.id < s.id)
 where s.conversation_id = $2 and s.parent_session_id is null;

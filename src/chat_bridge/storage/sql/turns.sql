@@ -79,6 +79,12 @@ left join users u
 where t.seq = t.last_seq or (t.policy <> 'latest' and t.stop_seq is null)
 order by c.id, t.seq;
 
+-- name: read_albums
+-- Messages of turns that were just claimed, as they are now: a claim that waited for its session saw them as they were.
+select m.conversation_id, m.seq, m.content_text, m.attachments, m.metadata
+from unnest($1::uuid[], $2::bigint[]) as i (conversation_id, seq)
+join messages m on m.conversation_id = i.conversation_id and m.seq = i.seq;
+
 -- name: complete
 -- End turns: fence by the running row, store the reply and its outbox rows, move the session's cursor. A row that is
 -- not returned was not ours any more, and nothing was written for it.
@@ -144,15 +150,19 @@ with input as (
   from session s
   where s.tell
 ), outbox as (
-  -- Our worker sends the first part now, unless an earlier reply is still on its way.
+  -- Our worker sends the first part now, unless an earlier reply is still on its way: one that we see, or a notice that
+  -- was stored while we waited for the session. A part that waits is looked at soon, for the sender of the one before it
+  -- may have ended while we were at this.
   insert into deliveries (
     conversation_id, seq, part, idempotency_key, status, attempts, next_attempt_at, platform_message_id
   )
   select
     s.conversation_id, s.seq, part, md5(s.message_id || ':' || part)::uuid,
-    case when now then 'sending' else 'pending' end, now::integer, clock_timestamp() + interval '1 minute',
+    case when now then 'sending' else 'pending' end, now::integer,
+    clock_timestamp() + case when now then interval '1 minute' else interval '5 seconds' end,
     case when part = 1 then s.preview end
   from session s
+  join sessions seen on seen.conversation_id = s.conversation_id and seen.id = s.session_id
   left join lateral (
     select d.status
     from deliveries d
@@ -161,7 +171,10 @@ with input as (
     limit 1
   ) before on true
   cross join generate_series(1, s.parts) part
-  cross join lateral (select part = 1 and coalesce(before.status not in ('pending', 'sending'), true) as now) first
+  cross join lateral (
+    select part = 1 and coalesce(before.status not in ('pending', 'sending'), true)
+      and seen.error_told_at is not distinct from s.error_told_at as now
+  ) first
   where s.tell
   returning conversation_id, idempotency_key, attempts
 )
@@ -173,11 +186,18 @@ from session s;
 -- name: note_preview
 -- Remember the message on the platform that shows the answer of a running turn as it grows (null: none any more), so
 -- that whoever answers in the end changes it instead of sending another.
+with held as materialized (
+  -- The turn is held too, for it may end while we wait for the session.
+  select s.conversation_id, s.id
+  from turns t
+  join sessions s on s.conversation_id = t.conversation_id and s.id = t.session_id
+  where t.conversation_id = $1 and t.id = $2 and t.finished_at is null
+  for update of s, t
+)
 update sessions s
 set metadata = s.metadata || jsonb_build_object('preview', $3::text)
-from turns t
-where t.conversation_id = $1 and t.id = $2 and t.finished_at is null
-  and s.conversation_id = t.conversation_id and s.id = t.session_id
+from held h
+where s.conversation_id = h.conversation_id and s.id = h.id
 returning s.id;
 
 -- name: renew

@@ -4,3 +4,6 @@ create table leases (
   owner text not null,
   lease_until timestamptz not null
 );
+
+-- A platform that refuses us for weeks is asked more than 32767 times.
+alter table deliveries alter column attempts type integer;
