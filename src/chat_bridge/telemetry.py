@@ -66,7 +66,7 @@ def configure_logging(level: str, form: Literal["auto", "text", "json"]) -> None
     # Its warning of a lost connection is a traceback; our own lines tell of it in one.
     logging.getLogger("asyncpg").setLevel(logging.ERROR)
     # Their lines say nothing that ours don't, and an access log would hold addresses of visitors.
-    for noisy in ("uvicorn.access", "uvicorn.error", "alembic", "asyncio", "aiohttp.access"):
+    for noisy in ("uvicorn.access", "uvicorn.error", "alembic", "asyncio", "aiohttp.access", "markdown_it"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
 
 

@@ -99,8 +99,8 @@ class Deliverer:
                 message, parts = delivery.message_id, platform.render(delivery.text)
             answer = await self._try(platform, delivery, parts)
             result = self._result(delivery, answer)
-            self._tell(result)
             following = await self._store.finish_delivery(result)
+            self._tell(result)
             if isinstance(answer, Moved):
                 return await self._move(delivery, answer.conversation)
             if result.status == "pending" and result.retry_seconds <= SOON_SECONDS:

@@ -1,0 +1,156 @@
+"""Telegram's Bot API over HTTP: one POST a call, JSON both ways.
+
+The bot's token is part of every URL. So no error of the HTTP client leaves this module: what is raised here holds a
+reason in our own words, or Telegram's description without the token.
+"""
+
+import json
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from typing import Any, cast
+
+import aiohttp
+
+from chat_bridge.errors import ChatBridgeError
+
+CONNECT_SECONDS = 10.0
+KEEP_ALIVE_SECONDS = 15.0  # well before Telegram closes an idle connection: a call on a closing one would be lost
+MOST_BYTES = 32 * 1024 * 1024  # far more than 100 updates, the most that come at once
+MOST_DESCRIPTION = 300
+DEFAULT_RETRY_AFTER = 5.0
+
+
+class BotApiError(ChatBridgeError):
+    """A call did not succeed. `maybe_done`: Telegram may have done it all the same, for its answer was lost."""
+
+    def __init__(self, message: str, *, maybe_done: bool) -> None:
+        super().__init__(message)
+        self.maybe_done = maybe_done
+
+
+class CallFailed(BotApiError):  # noqa: N818 - an outcome, as its sibling
+    """Telegram could not be reached, was in trouble, or what answered was not Telegram."""
+
+
+class CallRefused(BotApiError):  # noqa: N818 - an outcome, not a failure of ours
+    """Telegram said no, and did nothing. Its texts are no contract: ask `says` for a part of one."""
+
+    def __init__(
+        self, status: int, description: str, *, retry_after: float | None = None, migrate_to_chat_id: int | None = None
+    ) -> None:
+        super().__init__(f"Telegram: {description} (HTTP {status})", maybe_done=False)
+        self.status = status
+        self.description = description
+        self.retry_after = retry_after
+        self.migrate_to_chat_id = migrate_to_chat_id
+
+    def says(self, *parts: str) -> bool:
+        """Whether the description contains one of these, in lower case."""
+        description = self.description.lower()
+        return any(part in description for part in parts)
+
+
+class BotApi:
+    """The methods of one bot, on Telegram's server or on one that speaks like it."""
+
+    def __init__(self, token: str, base_url: str = "https://api.telegram.org") -> None:
+        self._token = token
+        self._url = f"{base_url.rstrip('/')}/bot{token}"
+        self._session: aiohttp.ClientSession | None = None
+        self._dated: tuple[str, datetime] | None = None
+
+    async def call(self, method: str, parameters: Mapping[str, Any], *, seconds: float) -> Any:
+        """What the method returns. Raises CallRefused, and CallFailed at the latest after so many seconds."""
+        status, body = await self._post(method, parameters, seconds)
+        try:
+            answer: object = json.loads(body)
+        except (ValueError, RecursionError):
+            answer = None
+        if isinstance(answer, dict):
+            fields = cast("dict[str, Any]", answer)
+            if fields.get("ok") is True and status == 200 and "result" in fields:
+                return fields["result"]
+            if fields.get("ok") is False and 400 <= status < 500:
+                raise self._refusal(status, fields)
+            if fields.get("ok") is False and status >= 500:
+                raise CallFailed(f"Telegram: {self._description(fields)} (HTTP {status})", maybe_done=True)
+        # A redirection or a refusal by something in between did not pass the call on.
+        raise CallFailed(f"no answer of the Bot API (HTTP {status})", maybe_done=not 300 <= status < 500)
+
+    @property
+    def clock_ahead(self) -> float | None:
+        """How many seconds Telegram's clock was ahead of ours at its last answer, if it told."""
+        if self._dated is None:
+            return None
+        told, ours = self._dated
+        try:
+            return (parsedate_to_datetime(told).astimezone(UTC) - ours).total_seconds()
+        except (ValueError, OverflowError):
+            return None
+
+    async def aclose(self) -> None:
+        """Close the idle connections."""
+        if self._session is not None:
+            await self._session.close()
+            self._session = None
+
+    async def _post(self, method: str, parameters: Mapping[str, Any], seconds: float) -> tuple[int, bytes]:
+        """Status and body. What is raised here has no cause, for that would know the URL."""
+        # Without a connection by then it is certain that nothing was sent.
+        timeout = aiohttp.ClientTimeout(total=seconds, connect=min(CONNECT_SECONDS, seconds / 2))
+        try:
+            async with self._client().post(
+                f"{self._url}/{method}", json=parameters, timeout=timeout, allow_redirects=False
+            ) as response:
+                if date := response.headers.get("Date"):
+                    self._dated = date, datetime.now(UTC)
+                return response.status, await _read(response)
+        except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError, aiohttp.InvalidURL) as error:
+            reason = f"no connection to Telegram ({type(error).__name__})"
+            raise CallFailed(reason, maybe_done=False) from None
+        except TimeoutError:
+            raise CallFailed("Telegram did not answer in time", maybe_done=True) from None
+        except aiohttp.ClientError as error:
+            reason = f"the connection to Telegram broke ({type(error).__name__})"
+            raise CallFailed(reason, maybe_done=True) from None
+
+    def _refusal(self, status: int, answer: Mapping[str, Any]) -> CallRefused:
+        found: object = answer.get("parameters")
+        parameters = cast("dict[str, object]", found) if isinstance(found, dict) else {}
+        retry_after = parameters.get("retry_after")
+        chat = parameters.get("migrate_to_chat_id")
+        return CallRefused(
+            status,
+            self._description(answer),
+            retry_after=_seconds(retry_after) if status == 429 else None,
+            migrate_to_chat_id=chat if isinstance(chat, int) else None,
+        )
+
+    def _description(self, answer: Mapping[str, Any]) -> str:
+        """Why Telegram says no. Whoever answered may have put the request's URL into it."""
+        described = str(answer.get("description") or "no description")
+        secret = self._token.partition(":")[2] or self._token
+        return described.replace(self._token, "[token]").replace(secret, "[token]")[:MOST_DESCRIPTION]
+
+    def _client(self) -> aiohttp.ClientSession:
+        """Made at the first call, since a session belongs to the running loop."""
+        if self._session is None:
+            self._session = aiohttp.ClientSession(
+                connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEP_ALIVE_SECONDS),
+                cookie_jar=aiohttp.DummyCookieJar(),
+            )
+        return self._session
+
+
+async def _read(response: aiohttp.ClientResponse) -> bytes:
+    body = bytearray()
+    async for piece in response.content.iter_any():
+        body += piece
+        if len(body) > MOST_BYTES:
+            raise CallFailed("Telegram's answer is too large", maybe_done=True)
+    return bytes(body)
+
+
+def _seconds(retry_after: object) -> float:
+    return float(retry_after) if isinstance(retry_after, int | float) and retry_after > 0 else DEFAULT_RETRY_AFTER
