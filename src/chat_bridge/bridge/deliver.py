@@ -28,6 +28,7 @@ from chat_bridge.telemetry import DELIVERIES, log
 
 FIRST_RETRY_SECONDS = 1.0
 LONGEST_RETRY_SECONDS = 900.0
+LONGEST_WAIT_SECONDS = 86400.0
 REFUSED_US_SECONDS = 60.0
 SEND_SECONDS = 50.0  # less than the minute after which others take the sender for dead
 SOON_SECONDS = 60.0  # a retry within this time is ours; the sweep finds the others
@@ -124,8 +125,11 @@ class Deliverer:
         except Exception as error:  # noqa: BLE001 - whatever an adapter does, its delivery gets a result
             log.exception("platform.crashed", platform=delivery.address.platform)
             answer = RetryLater(f"the adapter failed: {type(error).__name__}", maybe_sent=True)
-        if isinstance(answer, RetryAfter) and answer.scope == "account":
-            self._held_until[account] = time.monotonic() + answer.seconds
+        if isinstance(answer, RetryAfter):
+            # The platform's number may be anything, NaN too (which max() passes over in this order).
+            answer = replace(answer, seconds=min(max(0.0, answer.seconds), LONGEST_WAIT_SECONDS))
+            if answer.scope == "account":
+                self._held_until[account] = time.monotonic() + answer.seconds
         return answer
 
     def _result(self, delivery: Delivery, answer: SendResult) -> DeliveryResult:

@@ -47,9 +47,12 @@ from chat_bridge.platforms.contract import (
 )
 from chat_bridge.platforms.rich_text import Rendered, Span
 from chat_bridge.platforms.telegram import adapter as module
+from chat_bridge.platforms.telegram import checks
+from chat_bridge.platforms.telegram import poll as poll_module
 from chat_bridge.platforms.telegram.adapter import Telegram
+from chat_bridge.platforms.telegram.parse import ALLOWED_UPDATES
 from tests.fake_telegram.client import Chat, FakeTelegram, Message, running_telegram
-from tests.platforms.telegram.test_api import http, refusal, serving, unused_port
+from tests.platforms.telegram.test_bot_api import http, refusal, serving, unused_port
 from tests.telegram_clients import bot_api_schema
 
 SECRET = "AAF-a_secret_of_thirty_five_letters"
@@ -62,7 +65,7 @@ LOST = ["lost_answer", "reset_after", "html_after", "truncated"]
 @pytest.fixture(autouse=True)
 def _short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("UNREACHABLE", "CONFLICT", "NOT_STORED", "REFUSED_TOKEN"):
-        monkeypatch.setattr(module, f"{name}_PAUSES", (0.01, 0.02))
+        monkeypatch.setattr(poll_module, f"{name}_PAUSES", (0.01, 0.02))
 
 
 class Fake(FakeTelegram):
@@ -83,6 +86,7 @@ class Fake(FakeTelegram):
         """Leave nothing to the next test."""
         await self.mend()
         await self.call("deleteWebhook", drop_pending_updates=True)
+        await self.call("setMyCommands", commands=[])
 
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
@@ -130,7 +134,7 @@ async def calls(fake: Fake, *methods: str) -> list[dict[str, Any]]:
 
 async def methods(fake: Fake, *but: str) -> list[str]:
     """The names of all calls, in order."""
-    first = ("getMe", "getWebhookInfo", "setMyCommands", *but)
+    first = ("getMe", "getWebhookInfo", "getMyCommands", "setMyCommands", *but)
     return [call["method"] for call in await fake.calls() if call["method"] not in first]
 
 
@@ -183,6 +187,13 @@ async def test_it_learns_who_it_is_and_lists_its_commands(fake: Fake) -> None:
         assert [command["command"] for command in each["commands"]] == ["new", "stop", "status", "help"]
 
 
+async def test_the_operators_own_commands_stay(fake: Fake) -> None:
+    await fake.call("setMyCommands", commands=[{"command": "menu", "description": "The menu"}])
+    before = len(await calls(fake, "setMyCommands"))
+    async with connected(fake):
+        assert len(await calls(fake, "setMyCommands")) == before
+
+
 async def test_it_connects_without_a_list_of_commands(fake: Fake) -> None:
     await fake.fault("setMyCommands", "too_many_requests", times=2, retry_after=60)
     async with connected(fake) as telegram:
@@ -215,7 +226,7 @@ async def test_a_webhook_is_set_with_a_secret_that_all_processes_share(fake: Fak
     first, second = await calls(fake, "setWebhook")
     assert first == second
     assert first["url"] == "http://127.0.0.1:1/webhooks/telegram"
-    assert set(first["allowed_updates"]) == set(module.ALLOWED_UPDATES)
+    assert set(first["allowed_updates"]) == set(ALLOWED_UPDATES)
     assert len(first["secret_token"]) == 64
     assert SECRET not in first["secret_token"]
 
@@ -370,7 +381,7 @@ async def test_updates_are_forgotten_only_when_they_are_delivered(fake: Fake) ->
     first, *_ = await calls(fake, "getUpdates")
     assert "offset" not in first
     for call in await calls(fake, "getUpdates"):
-        assert set(call["allowed_updates"]) == set(module.ALLOWED_UPDATES)
+        assert set(call["allowed_updates"]) == set(ALLOWED_UPDATES)
         assert call["timeout"] == 50
 
 
@@ -967,7 +978,7 @@ async def test_a_webhook_elsewhere_is_a_problem(fake: Fake) -> None:
 
 async def test_missing_kinds_of_updates_are_told(fake: Fake, monkeypatch: pytest.MonkeyPatch) -> None:
     async with connected(fake, webhook_url="http://127.0.0.1:1") as telegram:
-        monkeypatch.setattr(module, "ALLOWED_UPDATES", [*module.ALLOWED_UPDATES, "poll"])
+        monkeypatch.setattr(checks, "ALLOWED_UPDATES", [*ALLOWED_UPDATES, "poll"])
         assert "does not send poll" in texts(await telegram.check(), "warning")
 
 
@@ -1058,7 +1069,7 @@ async def test_every_field_is_one_of_the_bot_api(fake: Fake) -> None:
         await telegram.acknowledge(pressed)
     made = await fake.calls()
     assert {call["method"] for call in made} == {
-        *("getMe", "setMyCommands", "getWebhookInfo", "setWebhook", "deleteWebhook", "getUpdates"),
+        *("getMe", "getMyCommands", "setMyCommands", "getWebhookInfo", "setWebhook", "deleteWebhook", "getUpdates"),
         *("sendMessage", "editMessageText", "sendMessageDraft", "sendChatAction", "deleteMessage"),
         *("answerCallbackQuery", "editMessageReplyMarkup"),
     }

@@ -6,15 +6,14 @@ Telegram has no key against sending twice: a send whose answer was lost says so.
 
 import asyncio
 import hmac
-import random
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from hashlib import sha256
-from typing import Any, NoReturn, cast
+from typing import Any, NoReturn
 from urllib.parse import urlsplit, urlunsplit
 
-from chat_bridge.errors import StorageError
 from chat_bridge.model import Address, EventKind, InboundEvent, Turn, TurnId, TurnOutcome
 from chat_bridge.platforms.contract import (
     Capabilities,
@@ -37,21 +36,15 @@ from chat_bridge.platforms.contract import (
     WebhookRequest,
 )
 from chat_bridge.platforms.rich_text import Rendered, Span, SpanKind, rich_parts, utf16_ranges
-from chat_bridge.platforms.telegram.api import BotApi, BotApiError, CallRefused
-from chat_bridge.platforms.telegram.parse import Bot, parse, parse_body
+from chat_bridge.platforms.telegram.api import REFUSED_TOKEN, BotApi, BotApiError, CallRefused, fields, refuses_token
+from chat_bridge.platforms.telegram.checks import check, host_of
+from chat_bridge.platforms.telegram.parse import ALLOWED_UPDATES, Bot, parse_body
+from chat_bridge.platforms.telegram.poll import poll
 from chat_bridge.telemetry import log
 
 NAME = "telegram"
 WEBHOOK_PATH = "/webhooks/telegram"
 SECRET_HEADER = "x-telegram-bot-api-secret-token"  # noqa: S105 - the header's name
-ALLOWED_UPDATES = [
-    "message",
-    "edited_message",
-    "callback_query",
-    "my_chat_member",
-    "message_reaction",
-    "channel_post",
-]
 COMMANDS: Mapping[str | None, Mapping[str, str]] = {
     None: {
         "new": "Start a new conversation",
@@ -75,24 +68,11 @@ MOST_CONNECTIONS = 100  # chats that Telegram tells of at once; within a chat it
 CALL_SECONDS = 15.0
 EXTRA_SECONDS = 5.0  # for calls that nothing depends on
 TRY_SECONDS = (25.0, 6.0, 6.0, 6.0)  # a send and its simpler forms: under 45 s in all, for a refusal comes quickly
-POLL_SECONDS = 50  # how long Telegram holds a call when there is nothing new; it allows no more
-POLL_ANSWER_SECONDS = 10.0
-
-# The first and the longest pause of the poll after a failure
-UNREACHABLE_PAUSES = (1.0, 30.0)
-CONFLICT_PAUSES = (3.0, 30.0)
-NOT_STORED_PAUSES = (1.0, 30.0)
-REFUSED_TOKEN_PAUSES = (60.0, 60.0)
-
 PRIVATE_PAUSE = 1.1
 GROUP_PAUSE = 3.1  # 20 messages a minute are allowed
 FAILED_PREVIEW_PAUSE = 10.0
 NO_PREVIEW_PAUSE = 3600.0
 MOST_SHOWN = 10_000  # turns, and chats, of which something is remembered
-
-REFUSED_TOKEN = "Telegram refuses TELEGRAM_BOT_TOKEN: copy it again from @BotFather"  # noqa: S105 - a text
-CLOCK_SECONDS = 30.0
-RECENT_SECONDS = 3600.0
 
 _ENTITY_TYPES: Mapping[SpanKind, str] = {
     "bold": "bold",
@@ -181,30 +161,8 @@ class Telegram(Platform):
         return [parse_body(request.body, self._known_bot())]
 
     async def poll(self, deliver: Deliver) -> None:
-        """Fetch updates by long polling. Asking for the next ones is what makes Telegram forget the ones before."""
-        bot = self._known_bot()
-        pauses = _Pauses()
-        offset: int | None = None
-        while True:
-            try:
-                updates = await self._updates(offset)
-            except BotApiError as error:
-                if isinstance(error, CallRefused) and error.status == 400:
-                    offset = None  # it is not one of Telegram's: begin with whatever waits
-                await asyncio.sleep(pauses.after(error))
-                continue
-            pauses.reached()
-            try:
-                if updates:
-                    await deliver([parse(update, bot) for update in updates])
-            except StorageError:
-                await asyncio.sleep(pauses.not_stored(len(updates)))
-                continue
-            pauses.stored()
-            # After nothing, all before is confirmed; and ids begin anew after a quiet week, so the old end must go.
-            offset = _after(updates)
-            if updates and offset is None:
-                await asyncio.sleep(pauses.unnumbered())
+        """Fetch updates by long polling."""
+        await poll(self._api, self._known_bot(), deliver)
 
     async def acknowledge(self, event: InboundEvent) -> None:
         """Stop the clock on a pressed button; in a private chat take the buttons away."""
@@ -268,24 +226,7 @@ class Telegram(Platform):
 
     async def check(self) -> Sequence[Finding]:
         """The token, how updates come, groups, and the clock. Changes nothing."""
-        try:
-            me = _fields(await self._api.call("getMe", {}, seconds=CALL_SECONDS))
-            webhook = _fields(await self._api.call("getWebhookInfo", {}, seconds=CALL_SECONDS))
-        except BotApiError as error:
-            if _refuses_token(error):
-                return [Finding("telegram token", "problem", REFUSED_TOKEN)]
-            return [
-                Finding(
-                    "telegram connection", "problem", f"{error}. Look at the network, and at TELEGRAM_API_BASE_URL."
-                )
-            ]
-        return [
-            Finding("telegram token", "ok", f"It belongs to the bot @{me.get('username')} (id {me.get('id')})."),
-            self._check_webhook(str(webhook.get("url") or "")),
-            *self._check_flow(webhook),
-            _check_groups(me),
-            *_check_clock(self._api.clock_ahead),
-        ]
+        return await check(self._api, self._webhook_url, polls=self.polls, may_remove_webhook=self._may_remove_webhook)
 
     def describe(self) -> str | None:
         """The link that opens a chat with the bot."""
@@ -297,16 +238,16 @@ class Telegram(Platform):
 
     async def _leave_webhook(self) -> None:
         """Make sure that polling can work: Telegram refuses it while a webhook is set."""
-        info = _fields(await self._api.call("getWebhookInfo", {}, seconds=CALL_SECONDS))
+        info = fields(await self._api.call("getWebhookInfo", {}, seconds=CALL_SECONDS))
         if not (url := str(info.get("url") or "")):
             return
         if not self._may_remove_webhook:
             raise Misconfigured(
-                f"a webhook is set for this bot ({_host(url)}): set TELEGRAM_POLLING=true to fetch by polling instead "
-                "(this removes the webhook), or TELEGRAM_WEBHOOK_URL to take it over"
+                f"a webhook is set for this bot ({host_of(url)}): set TELEGRAM_POLLING=true to fetch by polling "
+                "instead (this removes the webhook), or TELEGRAM_WEBHOOK_URL to take it over"
             )
         await self._api.call("deleteWebhook", {"drop_pending_updates": False}, seconds=CALL_SECONDS)
-        log.info("telegram.webhook_removed", host=_host(url))
+        log.info("telegram.webhook_removed", host=host_of(url))
 
     async def _set_webhook(self) -> None:
         if self._webhook_url is None:
@@ -328,14 +269,10 @@ class Telegram(Platform):
             ) from None
 
     async def _set_commands(self) -> None:
-        await asyncio.gather(*(self._try("setMyCommands", parameters) for parameters in _command_lists()))
-
-    async def _updates(self, offset: int | None) -> list[Any]:
-        parameters: dict[str, Any] = {"timeout": POLL_SECONDS, "limit": 100, "allowed_updates": ALLOWED_UPDATES}
-        if offset is not None:
-            parameters["offset"] = offset
-        found = await self._api.call("getUpdates", parameters, seconds=POLL_SECONDS + POLL_ANSWER_SECONDS)
-        return cast("list[Any]", found) if isinstance(found, list) else []
+        """The menu of commands; what the operator has set at @BotFather stays."""
+        with suppress(BotApiError):
+            if not await self._api.call("getMyCommands", {}, seconds=EXTRA_SECONDS):
+                await asyncio.gather(*(self._try("setMyCommands", parameters) for parameters in _command_lists()))
 
     async def _send(self, part: OutboundPart, form: _Form, seconds: float) -> Sent:
         parameters = _body(part.content if form.formatted else Rendered(part.content.text))
@@ -364,7 +301,7 @@ class Telegram(Platform):
         if error.retry_after is not None:
             self._keep_quiet(address, error.retry_after)
             return RetryAfter(error.retry_after, str(error))
-        if _refuses_token(error):
+        if refuses_token(error):
             return RefusedUs(REFUSED_TOKEN)
         # Blocked, removed, deleted: no message can arrive any more. A missing right or a closed topic is only this
         # part's end, because an admin may give it back without the chat noticing.
@@ -447,136 +384,11 @@ class Telegram(Platform):
             raise NotReady("Telegram has not been reached since the start")
         return self._bot
 
-    def _check_webhook(self, url: str) -> Finding:
-        if self.polls:
-            if not url:
-                return Finding("telegram updates", "ok", "They are fetched by polling.")
-            if self._may_remove_webhook:
-                return Finding(
-                    "telegram updates",
-                    "warning",
-                    f"A webhook is set ({_host(url)}); the bridge removes it at its start.",
-                )
-            return Finding(
-                "telegram updates",
-                "problem",
-                f"A webhook is set ({_host(url)}), so polling can't work. Set TELEGRAM_POLLING=true to remove it, or "
-                "TELEGRAM_WEBHOOK_URL to take it over.",
-            )
-        if url and url == self._webhook_url:
-            return Finding("telegram updates", "ok", f"They are sent to our webhook at {_host(url)}.")
-        where = f"They go elsewhere ({_host(url)})" if url else "No webhook is set"
-        return Finding("telegram updates", "problem", f"{where}. Start the bridge: it sets TELEGRAM_WEBHOOK_URL.")
-
-    def _check_flow(self, webhook: Mapping[str, Any]) -> Sequence[Finding]:
-        """What waits at Telegram, what failed lately, and which kinds of updates come."""
-        findings: list[Finding] = []
-        waiting = webhook.get("pending_update_count")
-        if waiting:
-            findings.append(Finding("telegram updates", "ok", f"{waiting} wait at Telegram; it keeps them for a day."))
-        if self.polls:
-            return findings
-        age = time.time() - float(webhook.get("last_error_date") or 0)
-        if age < RECENT_SECONDS:
-            said = f"{_ago(age)}, Telegram could not deliver: {webhook.get('last_error_message')}."
-            hint = "See that TELEGRAM_WEBHOOK_URL leads to the bridge."
-            findings.append(Finding("telegram updates", "warning", f"{said} {hint}"))
-        missing = sorted(set(ALLOWED_UPDATES) - set(webhook.get("allowed_updates") or ()))
-        if webhook.get("url") == self._webhook_url and missing:
-            text = f"Telegram does not send {', '.join(missing)}. Restart the bridge: it asks for them."
-            findings.append(Finding("telegram updates", "warning", text))
-        return findings
-
-
-class _Pauses:
-    """How long the poll waits after each failure, and one line of log for each streak of a kind."""
-
-    def __init__(self) -> None:
-        self._kind = ""
-        self._failures = 0
-        self._not_stored = 0
-
-    def reached(self) -> None:
-        """Telegram has answered."""
-        if self._kind:
-            log.info("telegram.reached")
-        self._kind, self._failures = "", 0
-
-    def stored(self) -> None:
-        """The updates are stored."""
-        self._not_stored = 0
-
-    def unnumbered(self) -> float:
-        """The seconds to wait after updates without ids, which can't be confirmed and come again."""
-        return UNREACHABLE_PAUSES[0]
-
-    def not_stored(self, updates: int) -> float:
-        """The seconds to wait when updates could not be stored."""
-        self._not_stored += 1
-        seconds = _pause(NOT_STORED_PAUSES, self._not_stored)
-        log.warning("telegram.not_stored", updates=updates, wait_seconds=round(seconds, 1))
-        return seconds
-
-    def after(self, error: BotApiError) -> float:
-        """The seconds to wait when a call failed."""
-        kind, bounds = _kind_of(error)
-        began = kind != self._kind
-        self._kind, self._failures = kind, 1 if began else self._failures + 1
-        if began:
-            tell = log.error if kind == "telegram.refused_token" else log.warning
-            tell(kind, reason=_explained(error))
-        seconds = _pause(bounds, self._failures)
-        retry_after = error.retry_after if isinstance(error, CallRefused) else None
-        return seconds if retry_after is None else max(seconds, retry_after)
-
-
-def _kind_of(error: BotApiError) -> tuple[str, tuple[float, float]]:
-    """The name of a failure in the log, and how long to wait after it."""
-    if isinstance(error, CallRefused) and error.status == 409:
-        return "telegram.conflict", CONFLICT_PAUSES
-    if _refuses_token(error):
-        return "telegram.refused_token", REFUSED_TOKEN_PAUSES
-    return "telegram.unreachable", UNREACHABLE_PAUSES
-
-
-def _explained(error: BotApiError) -> str:
-    if _refuses_token(error):
-        return REFUSED_TOKEN
-    if not isinstance(error, CallRefused) or error.status != 409:
-        return str(error)
-    if error.says("webhook"):
-        return (
-            "somebody has set a webhook for this bot, so Telegram refuses polling: remove it by starting the bridge "
-            "with TELEGRAM_POLLING=true, or set TELEGRAM_WEBHOOK_URL to use one"
-        )
-    return (
-        "another program fetches the updates of this bot with the same token: stop it, or give each program a bot of "
-        "its own"
-    )
-
-
-def _pause(bounds: tuple[float, float], failures: int) -> float:
-    """Twice as long each time, within bounds, and spread so that many don't come back at once."""
-    first, most = bounds
-    wanted = min(most, first * 2.0 ** min(failures - 1, 20))
-    return max(first, random.uniform(0.5, 1.0) * wanted)  # noqa: S311 - only spreads
-
-
-def _after(updates: Sequence[Any]) -> int | None:
-    """The offset that confirms these."""
-    ids = [_fields(update).get("update_id") for update in updates]
-    return max((found + 1 for found in ids if isinstance(found, int)), default=None)
-
 
 def _raise_for(error: BotApiError) -> NoReturn:
-    if _refuses_token(error):
+    if refuses_token(error):
         raise Misconfigured(REFUSED_TOKEN) from None
     raise Unreachable(str(error)) from None
-
-
-def _refuses_token(error: BotApiError) -> bool:
-    """Telegram answers 404 for what is no token at all."""
-    return isinstance(error, CallRefused) and error.status in (401, 404)
 
 
 def _is_barred(error: CallRefused) -> bool:
@@ -640,15 +452,14 @@ def _keyboard(part: OutboundPart) -> dict[str, Any] | None:
 
 
 def _message_id(result: object) -> str:
-    found = _fields(result).get("message_id")
+    found = fields(result).get("message_id")
     if not isinstance(found, int):
         raise BotApiError("Telegram took a message and did not name it", maybe_done=True)
     return str(found)
 
 
 def _bot(me: object) -> Bot:
-    fields = _fields(me)
-    found, username = fields.get("id"), fields.get("username")
+    found, username = fields(me).get("id"), fields(me).get("username")
     if not isinstance(found, int) or not isinstance(username, str):
         raise Misconfigured("what answers is not the Bot API: correct TELEGRAM_API_BASE_URL")
     return Bot(str(found), username)
@@ -659,10 +470,6 @@ def _command_lists() -> Iterator[Mapping[str, Any]]:
     for language, commands in COMMANDS.items():
         listed = [{"command": name, "description": text} for name, text in commands.items()]
         yield {"commands": listed} if language is None else {"commands": listed, "language_code": language}
-
-
-def _fields(value: object) -> dict[str, Any]:
-    return cast("dict[str, Any]", value) if isinstance(value, dict) else {}
 
 
 def _is_private(address: Address) -> bool:
@@ -683,35 +490,3 @@ def _secret_of(token: str) -> str:
 def _with_path(url: str) -> str:
     parts = urlsplit(url)
     return urlunsplit(parts._replace(path=WEBHOOK_PATH)) if parts.path in ("", "/") else url
-
-
-def _host(url: str) -> str:
-    """Paths and queries of webhooks often hold secrets."""
-    return urlsplit(url).hostname or "an unreadable address"
-
-
-def _check_groups(me: Mapping[str, Any]) -> Finding:
-    if me.get("can_join_groups") is False:
-        text = "It can't be added to groups. To change that: /setjoingroups in @BotFather."
-    elif me.get("can_read_all_group_messages"):
-        text = "It sees every message; it answers those that address it. To change that: /setprivacy in @BotFather."
-    else:
-        text = (
-            "It sees only what Telegram takes as meant for it, such as commands and replies to it (privacy mode). To "
-            "let it see all: /setprivacy in @BotFather, then remove it from each group and add it again."
-        )
-    return Finding("telegram groups", "ok", text)
-
-
-def _check_clock(ahead: float | None) -> Sequence[Finding]:
-    if ahead is None:
-        return ()
-    if abs(ahead) <= CLOCK_SECONDS:
-        return (Finding("telegram clock", "ok", "It agrees with Telegram's."),)
-    behind = "behind" if ahead > 0 else "ahead of"
-    text = f"It is {abs(round(ahead))} s {behind} Telegram's. Switch on time synchronisation (NTP) on this machine."
-    return (Finding("telegram clock", "warning", text),)
-
-
-def _ago(seconds: float) -> str:
-    return f"{round(seconds / 60)} minutes ago" if seconds >= 90 else "A moment ago"

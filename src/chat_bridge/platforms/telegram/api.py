@@ -14,6 +14,7 @@ import aiohttp
 
 from chat_bridge.errors import ChatBridgeError
 
+REFUSED_TOKEN = "Telegram refuses TELEGRAM_BOT_TOKEN: copy it again from @BotFather"  # noqa: S105 - a text
 CONNECT_SECONDS = 10.0
 KEEP_ALIVE_SECONDS = 15.0  # well before Telegram closes an idle connection: a call on a closing one would be lost
 MOST_BYTES = 32 * 1024 * 1024  # far more than 100 updates, the most that come at once
@@ -154,3 +155,13 @@ async def _read(response: aiohttp.ClientResponse) -> bytes:
 
 def _seconds(retry_after: object) -> float:
     return float(retry_after) if isinstance(retry_after, int | float) and retry_after > 0 else DEFAULT_RETRY_AFTER
+
+
+def refuses_token(error: BotApiError) -> bool:
+    """Telegram answers 404 for what is no token at all."""
+    return isinstance(error, CallRefused) and error.status in (401, 404)
+
+
+def fields(value: object) -> dict[str, Any]:
+    """What a JSON object holds; nothing if it is something else."""
+    return cast("dict[str, Any]", value) if isinstance(value, dict) else {}

@@ -14,6 +14,14 @@ from typing import Any, Literal, cast
 
 from chat_bridge.model import Address, Attachment, EventKind, InboundEvent, User
 
+ALLOWED_UPDATES = [
+    "message",
+    "edited_message",
+    "callback_query",
+    "my_chat_member",
+    "message_reaction",
+    "channel_post",
+]
 RAW_LIMIT = 16_000  # characters of JSON that are kept of what was not understood
 QUOTE_LIMIT = 500
 RICH_DEPTH = 30  # blocks nested deeper than this are not read
