@@ -42,7 +42,7 @@ def main() -> None:
 def start_telegram(folder: Path) -> tuple[subprocess.Popen[str], str]:
     """The server that speaks the Bot API, and the address of its page."""
     port = os.environ.get("DEMO_PORT", "8081")
-    command = [sys.executable, "-m", "tests.fake_telegram", "--port", port, "--token", TOKEN]
+    command = [sys.executable, "-m", "tests.fake_telegram", "--port", port, "--token", TOKEN, "--demo"]
     process = start(command, {**os.environ, "PYTHONPATH": str(PROJECT)}, folder)
     return process, until(process, r"(http://[\w.:]+)", "the Bot API server")
 

@@ -8,6 +8,7 @@ import pytest
 from chat_bridge.cli import main
 from tests.bridge import API_KEY, SECRET, running_bridge, visiting
 from tests.conftest import fresh_database
+from tests.fake_telegram.client import running_telegram
 from tests.observe import begun, run_command
 
 VERSION = version("agoric-chat-bridge")
@@ -30,7 +31,7 @@ async def test_without_a_command_there_is_help() -> None:
     _, output, errors = await run_command()
     told = output + errors
     assert "Any chat platform in front of any agent." in told
-    for command in ("serve", "migrate", "config", "explain", "version"):
+    for command in ("serve", "doctor", "migrate", "config", "explain", "version"):
         assert command in told
 
 
@@ -198,4 +199,114 @@ async def test_explain_needs_an_id(database: str) -> None:
     code, output, errors = await run_command("explain", "nonsense", DATABASE_URL=database, WEBCHAT_ENABLED="false")
     assert (code, output) == (2, "")
     assert errors.startswith("Usage: ")
+    assert "Traceback" not in errors
+
+
+# doctor
+
+
+def told(output: str) -> dict[str, tuple[str, str]]:
+    """What doctor says of each subject: how it is, and its words."""
+    lines = [line.split(maxsplit=2) for line in output.splitlines()]
+    return {subject: (status, text) for status, subject, text in lines}
+
+
+async def test_doctor_finds_nothing_wrong(database: str, redis_url: str) -> None:
+    environment = {
+        "DATABASE_URL": database,
+        "REDIS_URL": redis_url,
+        "CHAT_BRIDGE_SECRET": SECRET,
+        "REPEAT_MODE": "true",
+    }
+    code, output, errors = await run_command("doctor", **environment)
+    assert (code, errors) == (0, "")
+    assert told(output) == {
+        "database": ("ok", "PostgreSQL 18 answers."),
+        "schema": ("ok", "Up to date (0002)."),
+        "clock": ("ok", "PostgreSQL and this machine agree on the time."),
+        "redis": ("ok", "Answers."),
+        "agent": ("ok", "echo is there."),
+        "webchat": ("ok", "On."),
+    }
+
+
+async def test_doctor_says_what_to_do(unused_tcp_port: int) -> None:
+    nowhere = f"127.0.0.1:{unused_tcp_port}"
+    code, output, errors = await run_command(
+        "doctor",
+        DATABASE_URL=f"postgresql://agoric:hush@{nowhere}/agoric",
+        REDIS_URL=f"redis://:hush@{nowhere}/0",
+        CHAT_BRIDGE_SECRET=SECRET,
+        MASTRA_ENDPOINT=f"http://{nowhere}/api",
+        MASTRA_AGENT_ID="weather",
+        TELEGRAM_BOT_TOKEN="1:hush",
+        WEBCHAT_ENABLED="false",
+    )
+    assert (code, errors) == (1, "")
+    assert "hush" not in output
+    subjects = [line.split()[:2] for line in output.splitlines()]
+    assert subjects == [
+        ["problem", "database"],
+        ["warning", "redis"],
+        ["problem", "agent"],
+        ["warning", "telegram"],
+        ["problem", "platforms"],
+    ]
+    assert "TELEGRAM_ENABLED=true" in output
+    assert "correct MASTRA_ENDPOINT" in output
+
+
+async def test_doctor_knows_the_embedded_database_beside_a_bridge_and_without() -> None:
+    async with running_bridge() as bridge:
+        data = str(bridge.log.parent / "data")
+        code, output, _ = await run_command("doctor", CHAT_BRIDGE_DATA_DIR=data)
+        assert told(output)["database"] == ("ok", "Embedded PostgreSQL 18 answers.")
+        assert code == 0
+        await bridge.stop()
+        _, output, _ = await run_command("doctor", CHAT_BRIDGE_DATA_DIR=data)
+        assert told(output)["database"][1].startswith("The embedded PostgreSQL starts with `chat-bridge serve`")
+
+
+async def test_doctor_looks_at_the_schema() -> None:
+    async with fresh_database("15", template=False) as database:
+        environment = {"DATABASE_URL": database, "CHAT_BRIDGE_SECRET": SECRET}
+        _, output, _ = await run_command("doctor", **environment)
+        assert told(output)["schema"] == ("ok", "`chat-bridge serve` will bring it up to date.")
+        code, output, _ = await run_command("doctor", **environment, DATABASE_MIGRATE="false")
+        assert code == 1
+        assert "run `chat-bridge migrate`" in told(output)["database"][1]
+
+
+async def test_doctor_looks_at_telegram() -> None:
+    async with running_telegram() as telegram:
+        environment = {
+            "TELEGRAM_ENABLED": "true",
+            "TELEGRAM_BOT_TOKEN": telegram.token,
+            "TELEGRAM_API_BASE_URL": telegram.base_url,
+            "CHAT_BRIDGE_DATA_DIR": "/nonexistent/data",
+        }
+        code, output, _ = await run_command("doctor", **environment)
+        assert code == 0
+        assert "It belongs to the bot @bridge_bot (id 7000000001)." in output
+        assert "privacy mode" in output
+        code, output, _ = await run_command("doctor", **{**environment, "TELEGRAM_BOT_TOKEN": "7000000001:wrong"})
+        assert code == 1
+        assert "Telegram refuses TELEGRAM_BOT_TOKEN" in output
+
+
+async def test_serve_does_not_start_with_a_token_that_telegram_refuses(database: str) -> None:
+    async with running_telegram() as telegram:
+        code, output, errors = await run_command(
+            "serve",
+            DATABASE_URL=database,
+            CHAT_BRIDGE_SECRET=SECRET,
+            PORT="0",
+            TELEGRAM_ENABLED="true",
+            TELEGRAM_BOT_TOKEN="7000000001:wrong-and-secret",
+            TELEGRAM_API_BASE_URL=telegram.base_url,
+        )
+    assert (code, output) == (1, "")
+    last = errors.splitlines()[-1]
+    assert last == "chat-bridge: Telegram refuses TELEGRAM_BOT_TOKEN: copy it again from @BotFather"
+    assert "wrong-and-secret" not in errors
     assert "Traceback" not in errors

@@ -132,7 +132,7 @@ async function* approval(call) {
     const { deleted } = call.prompt.at(-1).content.at(-1).output.value ?? {};
     yield* text(deleted ? "All of it is deleted." : "Nothing was deleted.");
     yield finish();
-  } else if (call.last.startsWith("delete")) {
+  } else if (/^(\w+: )?delete/.test(call.last)) {
     yield toolCall("delete", { what: call.last });
     yield finish("tool-calls");
   } else {

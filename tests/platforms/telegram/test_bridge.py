@@ -12,6 +12,7 @@ import pytest_asyncio
 from tests.bridge import BridgeProcess, running_bridge
 from tests.conftest import fresh_database
 from tests.fake_telegram.client import Chat, FakeTelegram, Message, Person, running_telegram
+from tests.mastra import running_mastra
 from tests.observe import call, rows
 
 
@@ -89,7 +90,7 @@ async def stored(bridge: BridgeProcess, chat: Chat) -> list[dict[str, Any]]:
 async def until_stored(bridge: BridgeProcess, chat: Chat, count: int) -> list[dict[str, Any]]:
     """Wait until there are so many."""
     while True:
-        status, found = await call(bridge.url, "GET", "/api/v1/sessions", params={"conversation": str(chat.id)})
+        _, found = await call(bridge.url, "GET", "/api/v1/sessions", params={"conversation": str(chat.id)})
         if found["sessions"] and len(messages := await stored(bridge, chat)) >= count:
             return messages
         await asyncio.sleep(0.02)
@@ -424,6 +425,52 @@ async def test_a_server_in_trouble_is_tried_again_in_order(telegram: FakeTelegra
         replies = await chat.replies()
         await asyncio.sleep(0.02)
     assert "\n\n".join(message.text for message in replies).split("\n\n") == ["0", "1", "2"]
+
+
+# Decisions
+
+
+async def test_who_asked_decides_on_a_tool_call_by_a_button(database: str) -> None:
+    async with running_mastra() as mastra, running_telegram() as telegram:
+        linh, minh = await telegram.user("Linh"), await telegram.user("Minh")
+        group = await telegram.supergroup("Ops", linh, minh)
+        settings = {"MASTRA_ENDPOINT": mastra.endpoint, "MASTRA_AGENT_ID": "approval"}
+        async with answering(database, telegram, **settings):
+            not_yours = "Only who asked for it may decide this."
+            await group.say("@bridge_bot delete it all", by=linh)
+            (asked,) = await group.until_replies(1)
+            assert asked.text.startswith("I would like to use the tool delete")
+            assert asked.buttons == ["Approve", "Decline"]
+            await (await asked.press("Approve", by=minh)).until_answered()
+            assert (await group.until_replies(2))[1].text == not_yours
+            await (await asked.press("Approve", by=linh)).until_answered()
+            (_, _, done) = await until_said(group, asked.text, not_yours, "All of it is deleted.")
+            await (await asked.press("Approve", by=linh)).until_answered()
+            assert (await group.until_replies(4))[3].text == "Nothing waits for your decision any more."
+            assert done.buttons == []
+
+
+async def test_a_decision_takes_the_buttons_away_in_private(database: str) -> None:
+    async with running_mastra() as mastra, running_telegram() as telegram:
+        chat = await telegram.private(await telegram.user("Linh"))
+        settings = {"MASTRA_ENDPOINT": mastra.endpoint, "MASTRA_AGENT_ID": "approval"}
+        async with answering(database, telegram, **settings) as bridge:
+            await chat.say("delete it all")
+            (asked,) = await chat.until_replies(1)
+            await asked.press("Decline", data="/approve 000000000000")  # of a button that was never there
+            assert (await chat.until_replies(2))[1].text == "Nothing waits for your decision any more."
+            await asked.press("Decline", data="something else")
+            while not [event for event in bridge.events("message.received") if event.get("reason") == "kind:button"]:
+                await asyncio.sleep(0.02)
+            await (await asked.press("Decline", data=f"/decline {token_of(asked)}")).until_answered()
+            assert (await chat.until_replies(3))[2].text == "Nothing was deleted."
+            while (await chat.replies())[0].buttons:
+                await asyncio.sleep(0.02)
+
+
+def token_of(message: Message) -> str:
+    """What the buttons of a message carry."""
+    return message.body["reply_markup"]["inline_keyboard"][0][0]["callback_data"].split()[1]
 
 
 # Ways in

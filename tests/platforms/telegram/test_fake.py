@@ -241,6 +241,7 @@ async def test_the_answer_of_a_webhook_is_executed(telegram: FakeTelegram, chat:
         receiver.answers["go"] = [web.json_response(evil)]
         receiver.answers["no"] = [web.json_response({"method": "deleteWebhook"})]
         await chat.say("go")
+        await chat.until_texts(["> go", "said by the webhook"])
         await chat.say("no")
         await chat.until_texts(["> go", "said by the webhook", "> no"])
         await telegram.until_confirmed()
@@ -550,6 +551,7 @@ async def test_the_page_plays_the_people(telegram: FakeTelegram, linh: Person, c
         html = '<b>so far</b> 😀 <i>it</i> <a href="javascript:alert(1)">a</a> &lt;img src=x onerror=alert(2)&gt;'
         await send(chat, html, parse_mode="HTML", reply_markup=keyboard, reply_parameters={"message_id": 1})
         bubble = page.locator("#m2")
+        await bubble.wait_for()
         assert await bubble.locator("b").all_text_contents() == ["Linh Trần", "so far"]
         assert await bubble.locator("i").all_text_contents() == ["it"]
         assert await bubble.locator("a, img").count() == 0
