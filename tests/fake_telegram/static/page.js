@@ -69,10 +69,11 @@ async function show(id) {
   }
   open = id;
   shown = "";
+  await refresh();
   document.body.classList.add("open");
   by("main").hidden = false;
   by("empty").hidden = true;
-  await refresh();
+  by("messages").scrollTop = by("messages").scrollHeight;
   by("text").focus({ preventScroll: true });
 }
 
@@ -323,7 +324,10 @@ async function refresh() {
   }
   drawChats();
   if (open === null) return;
-  chat = await ask(`chats/${open}`);
+  const id = open;
+  const found = await ask(`chats/${id}`);
+  if (id !== open) return; // another chat was chosen meanwhile
+  chat = found;
   drawHead();
   drawPeople();
   drawMessages();
