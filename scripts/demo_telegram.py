@@ -80,7 +80,7 @@ def until(process: subprocess.Popen[str], pattern: str, name: str) -> str:
         if found := re.search(pattern, line):
             threading.Thread(target=process.stdout.read, daemon=True).start()
             return found[1]
-    sys.exit(f"{name} did not start: exit code {process.wait()}")
+    sys.exit(f"{name} did not start (exit code {process.wait()}); is the port in use? Choose one: DEMO_PORT=8082")
 
 
 if __name__ == "__main__":

@@ -41,6 +41,8 @@ async def _in_time(subject: str, check: Callable[[], Awaitable[Sequence[Finding]
         return [Finding(subject, "problem", f"No answer within {CHECK_SECONDS:g} s: look at the network between.")]
     except ChatBridgeError as error:
         return [Finding(subject, "problem", str(error))]
+    except Exception as error:  # noqa: BLE001 - the other checks count too
+        return [Finding(subject, "problem", f"The check itself failed ({type(error).__name__}).")]
 
 
 async def _database(settings: Settings) -> Sequence[Finding]:

@@ -91,7 +91,7 @@ async def running_service(settings: Settings) -> AsyncGenerator[Service]:
             store,
             wake=workers.wake,
             redeliver=deliverer.redeliver,
-            platforms=list(platforms),
+            accounts=[(name, platform.account) for name, platform in platforms.items()],
         )
         receiver = Receiver(settings, store, hot, platforms, workers, _access(settings))
         attendance = Attendance(store, platforms, receiver.receive_all, settings.lease_seconds)
@@ -156,6 +156,7 @@ def make_platforms(settings: Settings, sink: EventSink) -> Mapping[str, Platform
                 webhook_url=settings.telegram_webhook_url,
                 webhook_secret=secret.get_secret_value() if secret else None,
                 polling=settings.telegram_polling,
+                wants_all=settings.telegram_groups == "always",
             )
         )
     platforms += [_adapter(name) for name in settings.platforms]

@@ -92,6 +92,18 @@ def _network(value: str) -> str:
     return value
 
 
+def _telegram_group(value: str) -> str:
+    if not re.fullmatch(r"-[0-9]+", value):
+        raise ValueError("each must be the id of a group, a negative number")
+    return value
+
+
+def _telegram_user(value: str) -> str:
+    if not re.fullmatch(r"[0-9]+|@\w+", value):
+        raise ValueError("each must be the id of a person, a number, or a name that begins with @")
+    return value
+
+
 def _headers(value: Mapping[str, SecretStr]) -> Mapping[str, SecretStr]:
     for name, secret in value.items():
         if not re.fullmatch(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+", name):
@@ -115,6 +127,10 @@ def _user_data_folder() -> Path:
 def _setting(default: Any, env: str, about: str, example: str, also: str | None = None, **limits: Any) -> Any:
     alias = AliasChoices(env, also) if also else AliasChoices(env)
     return Field(default, validation_alias=alias, description=about, examples=[example], **limits)
+
+
+_TelegramGroups = Annotated[tuple[Annotated[str, AfterValidator(_telegram_group)], ...], BeforeValidator(_comma_list)]
+_TelegramUsers = Annotated[tuple[Annotated[str, AfterValidator(_telegram_user)], ...], BeforeValidator(_comma_list)]
 
 
 class Settings(BaseModel):
@@ -315,21 +331,25 @@ class Settings(BaseModel):
         "In groups, answer when addressed (mention), to everything (always) or not at all (never).",
         "always",
     )
-    telegram_allow_groups: Annotated[tuple[str, ...], BeforeValidator(_comma_list)] = _setting(
+    telegram_allow_groups: Annotated[
+        tuple[Annotated[str, AfterValidator(_telegram_group)], ...], BeforeValidator(_comma_list)
+    ] = _setting(
         (), "TELEGRAM_ALLOW_GROUPS", "Ids of the groups to answer in, comma separated. Not set: all.", "-1002234567890"
     )
-    telegram_deny_groups: Annotated[tuple[str, ...], BeforeValidator(_comma_list)] = _setting(
-        (), "TELEGRAM_DENY_GROUPS", "Ids of groups not to answer in.", "-1002234567890"
-    )
-    telegram_allow_users: Annotated[tuple[str, ...], BeforeValidator(_comma_list)] = _setting(
+    telegram_deny_groups: Annotated[
+        tuple[Annotated[str, AfterValidator(_telegram_group)], ...], BeforeValidator(_comma_list)
+    ] = _setting((), "TELEGRAM_DENY_GROUPS", "Ids of groups not to answer in.", "-1002234567890")
+    telegram_allow_users: Annotated[
+        tuple[Annotated[str, AfterValidator(_telegram_user)], ...], BeforeValidator(_comma_list)
+    ] = _setting(
         (),
         "TELEGRAM_ALLOW_USERS",
         "Ids (or @names, which can change hands) of the people to answer, comma separated. Not set: all.",
         "5512340001,@linh_tr",
     )
-    telegram_deny_users: Annotated[tuple[str, ...], BeforeValidator(_comma_list)] = _setting(
-        (), "TELEGRAM_DENY_USERS", "Ids or @names of people not to answer.", "5512340001"
-    )
+    telegram_deny_users: Annotated[
+        tuple[Annotated[str, AfterValidator(_telegram_user)], ...], BeforeValidator(_comma_list)
+    ] = _setting((), "TELEGRAM_DENY_USERS", "Ids or @names of people not to answer.", "5512340001")
 
     # Web chat
     webchat_enabled: bool = _setting(True, "WEBCHAT_ENABLED", "The chat page at /chat and its protocol.", "false")

@@ -22,7 +22,7 @@ from chat_bridge.agents.contract import (
     TextDelta,
 )
 from chat_bridge.bridge.claim import Running
-from chat_bridge.bridge.deliver import Deliverer
+from chat_bridge.bridge.deliver import Deliverer, rendered
 from chat_bridge.bridge.resolve import DECISIONS
 from chat_bridge.errors import StorageError
 from chat_bridge.model import PendingMessage, Turn, TurnOutcome, new_message_id
@@ -38,8 +38,8 @@ from chat_bridge.texts import Texts
 COMPLETE_RETRY_SECONDS = 0.5
 LONGEST_ANSWER = 1_000_000  # characters; an agent that writes more is stopped
 SHOWN_PER_SECOND = 200_000  # characters
-SHOWING_SECONDS = 20.0  # what showing may still take when the answer is complete
-ARGUMENTS_SHOWN = 300  # characters of a tool call that waits for a decision
+SHOWING_SECONDS = 8.0  # what showing may still take when the answer is complete
+ARGUMENTS_SHOWN = 10_000  # characters of a tool call that waits for a decision
 
 
 @dataclass(slots=True)
@@ -91,7 +91,7 @@ class Answerer:
             return
         if running.stopped == "cancelled":
             draft.outcome = TurnOutcome.CANCELLED
-        completion = self._completion(turn, draft, platform)
+        completion = await self._completion(turn, draft, platform)
         untold = completion.text if completion.error_text else None
         unused = draft.preview
         try:
@@ -145,6 +145,9 @@ class Answerer:
             if not request.messages and request.decision is None:
                 draft.outcome = TurnOutcome.CANCELLED  # all was deleted by who wrote it
                 return
+            if request.decision is not None:
+                # Before the call: a decision that may have been carried out must not be sent again by another turn.
+                await turns.note(self._store.database, turn, {"approval": None})
             async with asyncio.timeout(self._settings.turn_timeout_seconds), self._showing(platform, turn, draft):
                 await self._read(request, turn, draft)
         except AgentError as error:
@@ -233,7 +236,7 @@ class Answerer:
         draft.outcome, draft.notice = TurnOutcome.ANSWERED, True
         return True
 
-    def _completion(self, turn: Turn, draft: Draft, platform: Platform) -> Completion:
+    async def _completion(self, turn: Turn, draft: Draft, platform: Platform) -> Completion:
         """The words and the record for how the turn ended."""
         outcome = draft.outcome or TurnOutcome.ERROR
         if outcome is TurnOutcome.ANSWERED and not draft.text.strip():
@@ -259,13 +262,15 @@ class Answerer:
         if draft.approval is not None and platform.capabilities.buttons:
             metadata["buttons"] = self._buttons(draft.approval)
         left = _approval_left(turn, draft, outcome) | ({"preview": None} if draft.preview else {})
+        if turn.group and not turn.messages[-1].is_command and outcome.turn_status == "done":
+            left["heard_seq"] = turn.messages[-1].seq
         return Completion(
             turn=turn,
             outcome=outcome,
             text=text,
             message_id=new_message_id() if text.strip() else None,
             content_type="notice" if notice else "text",
-            parts=len(platform.render(text)) if text.strip() else 0,
+            parts=len(await rendered(platform, text)),
             error_text=failed,
             error=draft.error,
             agent_request_id=draft.request_id,
@@ -279,7 +284,7 @@ class Answerer:
         tool = approval.tool_name if approval else "?"
         arguments = json.dumps(approval.args, ensure_ascii=False) if approval and approval.args else ""
         if len(arguments) > ARGUMENTS_SHOWN:
-            arguments = f"{arguments[:ARGUMENTS_SHOWN]}…"
+            arguments = f"{arguments[:ARGUMENTS_SHOWN]}… (+ {len(arguments) - ARGUMENTS_SHOWN})"
         text = self._texts.say("approval", tool=tool)
         if arguments:
             fence = "`" * (_longest_run(arguments) + 3)
@@ -307,11 +312,13 @@ class Answerer:
                 shown = await platform.show_partial(turn, draft.text, draft.preview)
                 if shown.preview != draft.preview:
                     draft.preview = shown.preview
-                    await turns.note_preview(self._store.database, turn, shown.preview)
+                    await turns.note(self._store.database, turn, {"preview": shown.preview})
                 # Each time the whole text goes out: less often as it grows.
                 with suppress(TimeoutError):
                     async with asyncio.timeout(shown.wait_seconds + len(draft.text) / SHOWN_PER_SECOND):
                         await ended.wait()
+                if shown.again:
+                    draft.changed.set()
 
         async with _beside(show()) as showing:
             try:
@@ -323,12 +330,17 @@ class Answerer:
 
     async def _complete(self, completion: Completion, new_session: bool) -> Completed | None:
         """Commit, trying for as long as the lease may last: the answer is paid for. A commit whose answer was lost
-        looks like a lost turn; the reply is then sent by the sweep."""
+        looks like a lost turn: then the reply tells."""
         deadline = time.monotonic() + self._settings.lease_seconds
+        tried = False
         while True:
             try:
-                return await self._store.complete(completion, follow_with_new_session=new_session)
+                completed = await self._store.complete(completion, follow_with_new_session=new_session)
+                if completed is None and tried:
+                    return await turns.stored_reply(self._store.database, completion)
+                return completed
             except StorageError as error:
+                tried = True
                 if time.monotonic() > deadline:
                     raise
                 log.warning("turn.not_stored_yet", reason=str(error), **_ids(completion.turn))
@@ -348,9 +360,11 @@ def _approval_left(turn: Turn, draft: Draft, outcome: TurnOutcome) -> dict[str, 
     if draft.approval is not None:
         asked = sorted({message.sender_id for message in turn.messages})
         return {"approval": asdict(draft.approval), "approval_asked": asked}
-    # Commands don't reach the agent, and a call that failed may have decided nothing.
-    decided = turn.metadata.get("approval") and not draft.notice and outcome.turn_status == "done"
-    return {"approval": None} if decided else {}
+    waiting = turn.metadata.get("approval")
+    if not waiting or draft.notice:
+        return {}  # commands of the bridge don't reach the agent
+    # A call that failed may have decided nothing.
+    return {"approval": None if outcome.turn_status == "done" else waiting}
 
 
 def _waiting_approval(turn: Turn) -> Approval | None:
@@ -382,12 +396,19 @@ def _for_agent(message: PendingMessage) -> str:
     """A message in words: what it replies to, its text, and what is attached."""
     quoted: Mapping[str, Any] = message.metadata.get("reply_to") or {}
     lines: list[str] = []
-    if quoted.get("text") and not quoted.get("from_bot"):
-        lines.append(f"> {quoted.get('author') or '?'}: {' '.join(str(quoted['text']).split())}")
+    if quoted.get("text") and (quoted.get("chosen") or not quoted.get("from_bot")):
+        lines.append(f"> {_one_line(quoted.get('author') or '?')}: {_one_line(quoted['text'])}")
+    if origin := message.metadata.get("forwarded_from"):
+        lines.append(f"[forwarded from {_one_line(origin)}]")
     if message.text:
         lines.append(message.text)
-    lines += [f"[{file.kind}{f': {file.name}' if file.name else ''}]" for file in message.attachments]
-    return "\n".join(lines)
+    lines += [f"[{file.kind}{f': {_one_line(file.name)}' if file.name else ''}]" for file in message.attachments]
+    return "\n".join(lines) or str(message.metadata.get("raw_text", ""))
+
+
+def _one_line(text: object) -> str:
+    """So that a name can't look like a line of its own."""
+    return " ".join(str(text).split())
 
 
 def _ids(turn: Turn) -> dict[str, str]:

@@ -18,6 +18,8 @@ from chat_bridge.storage.turns import Completion, Wish
 from chat_bridge.telemetry import TURNS_RUNNING, log
 from chat_bridge.texts import Texts
 
+BACKGROUND_SECONDS = 5.0  # what small things beside the turns may still take when the process stops
+
 # Why a running turn has to stop: the user said so, a newer message takes its place, its lease is gone, we shut down.
 StopReason = Literal["cancelled", "superseded", "lost", "handed_back"]
 
@@ -38,7 +40,10 @@ class Running:
                 self._call.cancel()
 
     def stop_if(self, before: Seq, reason: StopReason, holding: Seq | None) -> None:
-        """Stop if the turn has messages before this one, or, with `holding`, if it has that message."""
+        """Stop if the turn has messages before this one, or, with `holding`, if it has that message. A command can't
+        be superseded: it is not repeated, and a decision on a tool call may have been carried out."""
+        if reason == "superseded" and self.turn.messages[-1].is_command:
+            return
         taken = [message.seq for message in self.turn.messages]
         if (holding in taken) if holding is not None else taken[-1] < before:
             self.stop(reason)
@@ -90,9 +95,8 @@ class Workers:
         self._workers: dict[ConversationId, asyncio.Task[None]] = {}
         self._again: set[ConversationId] = set()
         self._running: dict[ConversationId, Running] = {}
-        self._stops: dict[
-            ConversationId, tuple[Seq, StopReason, Seq | None]
-        ] = {}  # that came while a claim was under way
+        # What came while a claim was under way.
+        self._stops: dict[ConversationId, list[tuple[Seq, StopReason, Seq | None]]] = {}
         self._background: set[asyncio.Task[None]] = set()
         self._closing = False
         hot.handle_control(self._control)
@@ -191,6 +195,7 @@ class Workers:
         for running in list(self._running.values()):
             running.stop("handed_back")
         await _wait(self._workers.values(), 10)
+        await _wait(self._background, BACKGROUND_SECONDS)
         rest = [*self._workers.values(), *self._background]
         for task in rest:
             task.cancel()
@@ -198,7 +203,7 @@ class Workers:
 
     async def _control(self, event: Event) -> None:
         if event.get("type") == "stop":
-            for conversation in list(self._running):
+            for conversation in {*self._running, *self._workers}:
                 if str(conversation) == event.get("conversation"):
                     self._stop_here(conversation, event["before"], event["reason"], event.get("holding"))
 
@@ -206,7 +211,7 @@ class Workers:
         running = self._running.get(conversation)
         if running is None:
             if conversation in self._workers:
-                self._stops[conversation] = (before, reason, holding)
+                self._stops.setdefault(conversation, []).append((before, reason, holding))
         else:
             running.stop_if(before, reason, holding)
 
@@ -242,10 +247,9 @@ class Workers:
             return False
         running = Running(turn)
         self._running[conversation] = running
-        stop = self._stops.pop(conversation, None)
         if self._closing:
             running.stop("handed_back")
-        elif stop is not None:
+        for stop in self._stops.pop(conversation, ()):
             running.stop_if(*stop)
         TURNS_RUNNING.inc()
         try:

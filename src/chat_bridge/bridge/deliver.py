@@ -3,9 +3,8 @@
 import asyncio
 import random
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Coroutine, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
 
 from chat_bridge.model import ConversationId
 from chat_bridge.platforms.contract import (
@@ -31,8 +30,11 @@ LONGEST_RETRY_SECONDS = 900.0
 LONGEST_WAIT_SECONDS = 86400.0
 REFUSED_US_SECONDS = 60.0
 SEND_SECONDS = 50.0  # less than the minute after which others take the sender for dead
-SOON_SECONDS = 60.0  # a retry within this time is ours; the sweep finds the others
+SOON_SECONDS = 10.0  # a retry within this time need not wait for the sweep
+MOVED_SECONDS = 1.0
+STOP_SECONDS = 5.0  # what a send may still take when the process stops
 MOST_AT_ONCE = 100
+LONG_TEXT = 20_000  # characters; a longer one is rendered beside the event loop
 
 
 class Deliverer:
@@ -42,76 +44,82 @@ class Deliverer:
     def __init__(self, store: Store, platforms: Mapping[str, Platform], *, resend_unknown: bool) -> None:
         self._store = store
         self._platforms = platforms
+        self._accounts = [(name, each.account) for name, each in platforms.items()]
         self._repeatable = [
             name for name, each in platforms.items() if resend_unknown or each.capabilities.idempotent_send
         ]
         self._held_until: dict[tuple[str, str], float] = {}  # accounts that the platform wants to be quiet
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._sending: set[asyncio.Task[None]] = set()
+        self._waiting: set[asyncio.Task[None]] = set()
+        self._closing = False
 
     async def deliver(self, delivery: Delivery) -> None:
         """Send the first part of a reply that was just stored, and what follows it in its conversation. What has to
         wait is tried again later."""
-        retry = await self._send_on(delivery)
-        if retry is not None:
-            self._start(self._retry(*retry))
-
-    async def redeliver(self) -> int:
-        """Take what is due and begin to send it; how many there were. Raises StorageError."""
-        room = MOST_AT_ONCE - len(self._tasks)
-        if room <= 0:
-            return 0
-        due = await outbox.due_deliveries(self._store.database, self._repeatable, room)
-        for delivery in due:
-            self._start(self.deliver(delivery))
-        return len(due)
-
-    async def aclose(self) -> None:
-        """Stop trying. What was not sent stays in the outbox."""
-        tasks = list(self._tasks)
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-
-    def _start(self, work: Any) -> None:
-        task = asyncio.create_task(work, name="deliver")
-        self._tasks.add(task)
-        task.add_done_callback(self._ended)
-
-    def _ended(self, task: asyncio.Task[None]) -> None:
-        self._tasks.discard(task)
-        if not task.cancelled() and (error := task.exception()) is not None:
-            # The row says what is left to do, and the sweep does it.
-            log.warning("delivery.interrupted", reason=str(error) or type(error).__name__)
-
-    async def _retry(self, conversation: ConversationId, seconds: float) -> None:
-        await asyncio.sleep(seconds)
-        for delivery in await outbox.due_deliveries(self._store.database, self._repeatable, conversation=conversation):
-            await self.deliver(delivery)
-
-    async def _send_on(self, delivery: Delivery) -> tuple[ConversationId, float] | None:
-        """Send this and what follows, until something has to wait: which conversation to try again soon, and when."""
         following: Delivery | None = delivery
         parts: Sequence[Rendered] = ()
         message = None
         while following is not None:
             delivery = following
-            platform = self._platforms.get(delivery.address.platform)
-            if platform is not None and delivery.message_id != message:
-                message, parts = delivery.message_id, platform.render(delivery.text)
-            answer = await self._try(platform, delivery, parts)
+            if self._closing:
+                await self._store.finish_delivery(DeliveryResult(delivery, "pending", error="the sender stopped"))
+                return
+            if delivery.message_id != message:
+                message = delivery.message_id
+                parts = await rendered(self._platforms[delivery.address.platform], delivery.text)
+            answer = await self._try(delivery, parts)
             result = self._result(delivery, answer)
             following = await self._store.finish_delivery(result)
             self._tell(result)
             if isinstance(answer, Moved):
-                return await self._move(delivery, answer.conversation)
-            if result.status == "pending" and result.retry_seconds <= SOON_SECONDS:
-                return delivery.conversation_id, result.retry_seconds
-        return None
+                await self._move(delivery, answer.conversation)
+            elif result.status == "pending" and result.retry_seconds <= SOON_SECONDS:
+                self._retry_soon(delivery.conversation_id, result.retry_seconds)
 
-    async def _try(self, platform: Platform | None, delivery: Delivery, parts: Sequence[Rendered]) -> SendResult:
-        if platform is None:
-            # Another process may have it, or this one after a change of its settings.
-            return RetryAfter(LONGEST_RETRY_SECONDS, f"{delivery.address.platform} is switched off")
+    async def redeliver(self) -> int:
+        """Take what is due and begin to send it; how many there were. Raises StorageError."""
+        return await self._take(MOST_AT_ONCE - len(self._sending))
+
+    async def aclose(self) -> None:
+        """Stop: what is being sent may end, the rest stays in the outbox."""
+        self._closing = True
+        for task in list(self._waiting):
+            task.cancel()
+        if self._sending:
+            _, late = await asyncio.wait(list(self._sending), timeout=STOP_SECONDS)
+            for task in late:
+                task.cancel()
+        await asyncio.gather(*self._waiting, *self._sending, return_exceptions=True)
+
+    async def _take(self, most: int, conversation: ConversationId | None = None) -> int:
+        if most <= 0 or self._closing:
+            return 0
+        due = await outbox.due_deliveries(self._store.database, self._accounts, self._repeatable, most, conversation)
+        for delivery in due:
+            self._start(self._sending, self.deliver(delivery))
+        return len(due)
+
+    def _retry_soon(self, conversation: ConversationId, seconds: float) -> None:
+        async def retry() -> None:
+            await asyncio.sleep(seconds)
+            await self._take(MOST_AT_ONCE, conversation)
+
+        if not self._closing:
+            self._start(self._waiting, retry())
+
+    def _start(self, tasks: set[asyncio.Task[None]], work: Coroutine[None, None, None]) -> None:
+        def ended(task: asyncio.Task[None]) -> None:
+            tasks.discard(task)
+            if not task.cancelled() and (error := task.exception()) is not None:
+                # The row says what is left to do, and the sweep does it.
+                log.warning("delivery.interrupted", reason=str(error) or type(error).__name__)
+
+        task = asyncio.create_task(work, name="deliver")
+        tasks.add(task)
+        task.add_done_callback(ended)
+
+    async def _try(self, delivery: Delivery, parts: Sequence[Rendered]) -> SendResult:
+        platform = self._platforms[delivery.address.platform]
         if delivery.part > len(parts):
             return Refused("the reply now splits into fewer parts")
         account = (delivery.address.platform, delivery.address.account)
@@ -138,14 +146,13 @@ class Deliverer:
                 return DeliveryResult(delivery, "sent", answer.platform_message_id)
             case RetryAfter():
                 return DeliveryResult(delivery, "pending", error=answer.error, retry_seconds=answer.seconds)
-            case RetryLater(maybe_sent=True) if not (
-                delivery.address.platform in self._repeatable or delivery.replaces is not None
-            ):
+            case RetryLater(maybe_sent=True) if delivery.address.platform not in self._repeatable:
                 return DeliveryResult(delivery, "unknown", error=answer.error)
             case RetryLater():
                 return DeliveryResult(delivery, "pending", error=answer.error, retry_seconds=_backoff(delivery.attempt))
             case Moved():
-                return DeliveryResult(delivery, "pending", error="the conversation has a new id", retry_seconds=1.0)
+                error = "the conversation has a new id"
+                return DeliveryResult(delivery, "pending", error=error, retry_seconds=MOVED_SECONDS)
             case Refused():
                 ends = answer.scope == "conversation"
                 return DeliveryResult(delivery, "failed", error=answer.error, ends=ends)
@@ -153,14 +160,13 @@ class Deliverer:
                 log.error("platform.refuses_us", platform=delivery.address.platform, reason=answer.error)
                 return DeliveryResult(delivery, "pending", error=answer.error, retry_seconds=REFUSED_US_SECONDS)
 
-    async def _move(self, delivery: Delivery, conversation: str) -> tuple[ConversationId, float]:
+    async def _move(self, delivery: Delivery, conversation: str) -> None:
         new = replace(delivery.address, conversation=conversation)
         await sessions.move(self._store.database, delivery.address, new)
         log.info("conversation.moved", conversation=str(delivery.conversation_id), to=str(new.id))
         # Where the new id was in use already, the delivery stayed, but goes to the new id as well.
         for where in (new.id, delivery.conversation_id):
-            self._start(self._retry(where, 1.0))
-        return new.id, 2.0
+            self._retry_soon(where, MOVED_SECONDS)
 
     def _tell(self, result: DeliveryResult) -> None:
         delivery = result.delivery
@@ -174,6 +180,13 @@ class Deliverer:
             attempt=delivery.attempt,
             **({"reason": result.error} if result.error else {}),
         )
+
+
+async def rendered(platform: Platform, text: str) -> Sequence[Rendered]:
+    """A reply as its parts."""
+    if not text.strip():
+        return ()
+    return platform.render(text) if len(text) <= LONG_TEXT else await asyncio.to_thread(platform.render, text)
 
 
 def _part(delivery: Delivery, parts: Sequence[Rendered]) -> OutboundPart:

@@ -15,6 +15,8 @@ from chat_bridge.storage.redis import Hot
 from chat_bridge.storage.store import Store
 from chat_bridge.telemetry import MESSAGES, log
 
+MAX_SEQ = 2**63 - 1
+
 
 class Receiver:
     """The door through which every platform's events come in."""
@@ -38,9 +40,11 @@ class Receiver:
     async def receive_all(self, events: Sequence[InboundEvent]) -> None:
         """Store events, those of a conversation in their order, and tell the platform so where it wants to know.
         Raises StorageError when one could not be stored: the platform must send them again."""
+        moved = {_old_address(event): event.address for event in events if event.moved_from is not None}
         conversations: dict[Address, list[InboundEvent]] = {}
         for event in events:
-            conversations.setdefault(event.address, []).append(event)
+            # What was said under the old id comes before the move.
+            conversations.setdefault(moved.get(event.address, event.address), []).append(event)
         outcomes = await asyncio.gather(*map(self._receive_in_order, conversations.values()), return_exceptions=True)
         for outcome in outcomes:
             if outcome is not None:
@@ -56,7 +60,9 @@ class Receiver:
     async def receive(self, event: InboundEvent) -> Receipt:
         """Store one event and start what follows from it. Raises StorageError: the sender must try again."""
         if event.moved_from is not None:
-            await self._move(event, event.moved_from)
+            await self._move(event)
+        elif event.group and (new := await sessions.moved_to(self._store.database, event.address)) is not None:
+            event = replace(event, address=new)  # a late redelivery
         if event.kind in (EventKind.EDIT, EventKind.DELETE) and (receipt := await self._edit(event)) is not None:
             self._tell(event, receipt)
             return receipt
@@ -105,17 +111,22 @@ class Receiver:
         if edited is None:
             return None
         conversation = event.address.id
-        if edited.changed and edited.waiting:
+        # What changes all the time, as a shared position does, must not hold up its answer.
+        if edited.changed and edited.waiting and not event.metadata.get("live"):
             await self._workers.stop(conversation, Seq(edited.seq + 1), "superseded", holding=edited.seq)
             self._workers.wake(conversation, event.address.platform)
         status = ReceiveStatus.RECORDED if edited.changed else ReceiveStatus.DUPLICATE
         return Receipt(status, conversation, edited.session_id, edited.message_id, edited.seq)
 
-    async def _move(self, event: InboundEvent, old: str) -> None:
-        new = event.address
-        if await sessions.move(self._store.database, replace(new, conversation=old), new):
-            log.info("conversation.moved", conversation=str(replace(new, conversation=old).id), to=str(new.id))
-            self._workers.wake(new.id, new.platform)
+    async def _move(self, event: InboundEvent) -> None:
+        old, new = _old_address(event), event.address
+        if not await sessions.move(self._store.database, old, new):
+            return
+        log.info("conversation.moved", conversation=str(old.id), to=str(new.id))
+        if self._access.get(new.platform, Access()).names_group(old.conversation):
+            log.warning("access.group_moved", old=old.conversation, new=new.conversation, effect="put in the new id")
+        await self._workers.stop(old.id, Seq(MAX_SEQ), "lost")
+        self._workers.wake(new.id, new.platform)
 
     async def _close(self, address: Address, receipt: Receipt) -> None:
         """Close what the bot can't be heard in any more: a chat with all its threads. A late redelivery closes
@@ -131,3 +142,7 @@ class Receiver:
     async def _stop_work(self, conversation: ConversationId) -> None:
         for newest in await self._store.history(conversation, limit=1):
             await self._workers.stop(conversation, Seq(newest.seq + 1), "lost")
+
+
+def _old_address(event: InboundEvent) -> Address:
+    return replace(event.address, conversation=event.moved_from or event.address.conversation)

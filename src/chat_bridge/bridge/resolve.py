@@ -25,6 +25,10 @@ class Access:
     allow_users: frozenset[str] = frozenset()
     deny_users: frozenset[str] = frozenset()
 
+    def names_group(self, group: str) -> bool:
+        """Whether one of the lists has this id."""
+        return group in self.allow_groups | self.deny_groups
+
     def refusal(self, event: InboundEvent) -> str | None:
         """Why this event is not answered; None: it may be."""
         user = {event.user.id, f"@{event.user.username or ''}".lower()}
@@ -52,7 +56,8 @@ def resolve(
         return Arrival(event, "event", skip_reason=f"kind:{event.kind}")
     if refusal is not None:
         return Arrival(event, skip_reason=refusal)
-    if not event.text.strip() and not event.attachments:
+    # A bare mention in a group means what was said before, or what it replies to.
+    if not event.text.strip() and not event.attachments and not event.group:
         return Arrival(event, skip_reason="empty")
     if command is not None:
         return _command(event, command)

@@ -114,7 +114,8 @@ class RetryAfter:
 
 @dataclass(frozen=True, slots=True)
 class RetryLater:
-    """Not sent for now, for a reason that may pass. `maybe_sent`: the answer was lost, so the user may have it."""
+    """Not sent for now, for a reason that may pass. `maybe_sent`: the answer was lost, and if the part is sent again
+    the user may get it twice; so not for a change of a message, which can be repeated."""
 
     error: str
     maybe_sent: bool = False
@@ -149,10 +150,11 @@ SendResult = Sent | RetryAfter | RetryLater | Moved | Refused | RefusedUs
 @dataclass(frozen=True, slots=True)
 class Shown:
     """What came of showing an unfinished answer. `preview` is the platform's id of the message that shows it, if one
-    does; the next text may come after `wait_seconds`."""
+    does; the next text may come after `wait_seconds`. `again`: call then also if there is no new text."""
 
     preview: str | None = None
     wait_seconds: float = 0.0
+    again: bool = False
 
 
 @dataclass(frozen=True, slots=True)

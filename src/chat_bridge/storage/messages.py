@@ -242,18 +242,20 @@ def pending_message(row: Record) -> PendingMessage:
     files = next((each["attachments"] for each in reversed(versions) if "attachments" in each), None)
     if files is None:
         files = from_jsonb(row["attachments"]) or ()
+    # A command stays what it was: its text is a word of ours.
+    is_command = row["content_type"] == "command"
     return PendingMessage(
         id=row["id"],
         seq=row["seq"],
         sender_id=row["sender_id"],
         sender_name=row["display_name"],
-        text=newest.get("text", row["content_text"]),
+        text=row["content_text"] if is_command else newest.get("text", row["content_text"]),
         attachments=_attachments(files),
         created_at=row["created_at"],
         metadata=metadata,
         platform_message_id=row["platform_message_id"],
-        is_command=row["content_type"] == "command",
-        deleted="deleted" in newest,
+        is_command=is_command,
+        deleted="deleted" in newest and not is_command,
     )
 
 

@@ -71,13 +71,16 @@ async def finish_deliveries(database: Database, results: Sequence[DeliveryResult
 
 async def due_deliveries(
     database: Database,
+    accounts: Sequence[tuple[str, str]],
     repeatable_platforms: Sequence[str],
     limit: int = 100,
     conversation: ConversationId | None = None,
 ) -> Sequence[Delivery]:
-    """Take deliveries that are due, in the order of their conversation: of all, or of one. Those that may have been
-    sent already, on other than `repeatable_platforms`, become `unknown` and are not returned."""
-    rows = await database.fetch("due_deliveries", limit, list(repeatable_platforms), conversation)
+    """Take deliveries of these accounts (platform, account) that are due, in the order of their conversation: of all,
+    or of one. Those that may have been sent already, on other than `repeatable_platforms`, become `unknown` and are
+    not returned."""
+    platforms, names = [platform for platform, _ in accounts], [account for _, account in accounts]
+    rows = await database.fetch("due_deliveries", limit, list(repeatable_platforms), conversation, platforms, names)
     return sorted(
         (_delivery(row) for row in rows if row["status"] == "sending" and row["not_before"] is None),
         key=lambda delivery: (delivery.conversation_id, delivery.seq, delivery.part),

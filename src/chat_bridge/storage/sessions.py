@@ -1,7 +1,7 @@
 """Sessions: looking them up, listing, closing and following one by the next."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from uuid import UUID
 
@@ -118,7 +118,14 @@ async def _move(database: Database, old: Address, new: Address) -> bool:
         await transaction.fetch("move_sessions", old.id, new.id, storable(new.conversation))
         for table in ("move_messages", "move_turns", "move_deliveries", "move_waiting"):
             await transaction.fetch(table, old.id, new.id)
+        await transaction.fetch("note_move", old.id, storable(new.conversation))
         return True
+
+
+async def moved_to(database: Database, address: Address) -> Address | None:
+    """Where a conversation lives now that had this address once; None: it has not moved."""
+    row = await database.fetch_one("moved_to", address.id)
+    return None if row is None else replace(address, conversation=row["platform_conversation_id"])
 
 
 async def set_busy_policy(database: Database, session: SessionId, policy: BusyPolicy | None) -> bool:

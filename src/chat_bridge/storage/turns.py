@@ -147,9 +147,19 @@ def _columns(completion: Completion) -> tuple[object, ...]:
     )
 
 
-async def note_preview(database: Database, turn: Turn, preview: str | None) -> None:
-    """Remember the message that shows a running turn's answer, for the turn that will answer in the end."""
-    await database.fetch("note_preview", turn.conversation_id, turn.id, storable_or_none(preview))
+async def note(database: Database, turn: Turn, metadata: Json) -> bool:
+    """Merge into the session's metadata what a running turn leaves behind in case it does not reach its end. False: the
+    turn is not ours any more."""
+    return await database.fetch_one("note", turn.conversation_id, turn.id, to_jsonb(metadata)) is not None
+
+
+async def stored_reply(database: Database, completion: Completion) -> Completed | None:
+    """What `complete` did when its answer was lost: the reply is there, or (None) the turn was not ours any more."""
+    if completion.message_id is None:
+        return None
+    turn = completion.turn
+    row = await database.fetch_one("stored_reply", turn.conversation_id, turn.messages[-1].seq, completion.message_id)
+    return None if row is None else Completed(seq=row["seq"], more=True, send_key=row["send_key"])
 
 
 async def renew(database: Database, turns: Sequence[Turn], lease_seconds: float) -> set[TurnId]:
@@ -178,10 +188,10 @@ async def recover(database: Database, *, all_owners: bool = False) -> Sequence[C
 
 
 async def find_pending(
-    database: Database, platforms: Sequence[str], limit: int = 1000
+    database: Database, accounts: Sequence[tuple[str, str]], limit: int = 1000
 ) -> Sequence[tuple[ConversationId, str]]:
-    """Conversations of these platforms that wait and have no turn, longest first, with their platform."""
-    return [
-        (row["conversation_id"], row["platform"])
-        for row in await database.fetch("find_pending", limit, list(platforms))
-    ]
+    """Conversations of these accounts (platform, account) that wait and have no turn, longest first, with their
+    platform."""
+    platforms, names = [platform for platform, _ in accounts], [account for _, account in accounts]
+    rows = await database.fetch("find_pending", limit, platforms, names)
+    return [(row["conversation_id"], row["platform"]) for row in rows]

@@ -42,6 +42,8 @@ class Attendance:
             self._not_connected(name, f"no answer within {FIRST_SECONDS:g} s")
         except Unreachable as error:
             self._not_connected(name, str(error))
+        except Exception as error:  # noqa: BLE001 - one adapter must not stop the others
+            self._not_connected(name, type(error).__name__)
 
     async def run(self) -> None:
         """Attend for ever."""
@@ -56,9 +58,12 @@ class Attendance:
             await asyncio.sleep(pause)
             pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
             try:
-                await self._connect(name)
+                async with asyncio.timeout(LONGEST_PAUSE_SECONDS):
+                    await self._connect(name)
             except (Misconfigured, Unreachable) as error:
                 self._not_connected(name, str(error))
+            except Exception as error:  # noqa: BLE001 - one adapter must not stop the others
+                self._not_connected(name, type(error).__name__)
         while platform.polls:
             await self._poll_in_turn(f"poll:{name}:{platform.account}", platform)
             await asyncio.sleep(self._lease_seconds / 3)

@@ -17,7 +17,7 @@ SWEEP_SECONDS = 5.0
 
 class Sweep:
     """Looks for work without a worker, every few seconds: `wake` puts a worker on a conversation, `redeliver` begins to
-    send what is due and says how many that were. `platforms` run here."""
+    send what is due and says how many that were. `accounts` (platform, account) are served here."""
 
     def __init__(
         self,
@@ -25,12 +25,12 @@ class Sweep:
         *,
         wake: Callable[[ConversationId, str], None],
         redeliver: Callable[[], Awaitable[int]],
-        platforms: Sequence[str],
+        accounts: Sequence[tuple[str, str]],
     ) -> None:
         self._store = store
         self._wake = wake
         self._redeliver = redeliver
-        self._platforms = platforms
+        self._accounts = accounts
 
     async def run(self, *, alone: bool) -> None:
         """Sweep for ever. `alone`: no other process can use this database, so that at the start every running turn is
@@ -49,7 +49,7 @@ class Sweep:
         if freed:
             RECOVERED.labels("turn").inc(len(freed))
             log.info("sweep.freed_turns", count=len(freed))
-        for conversation, platform in await turns.find_pending(self._store.database, self._platforms):
+        for conversation, platform in await turns.find_pending(self._store.database, self._accounts):
             self._wake(conversation, platform)
         if taken := await self._redeliver():
             RECOVERED.labels("delivery").inc(taken)

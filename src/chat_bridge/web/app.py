@@ -89,7 +89,7 @@ def _add_health(app: FastAPI) -> None:
         """Whether messages can be taken: 503 says what is wrong. Without Redis, or while a platform can't be reached,
         it is degraded, not dead."""
         checks = {"database": "ok", "migrations": "ok", "redis": "ok" if await used.hot.ping() else "unreachable"}
-        checks |= used.platform_states
+        checks |= {f"platforms.{name}": state for name, state in used.platform_states.items()}
         try:
             await used.store.database.ping()
             checks["migrations"] = await used.schema_problem() or "ok"

@@ -244,7 +244,41 @@ async def test_an_update_of_an_unknown_kind_blocks_nothing(
     assert {message["reason"] for message in page["messages"]} == {"kind:unknown"}
 
 
+async def test_an_edit_of_a_command_or_into_one_changes_no_command(chat: Chat, bridge: BridgeProcess) -> None:
+    message = await chat.say(LONG)
+    await chat.until_typing()
+    status = await chat.say("/status")
+    await status.edit("what is your status?")
+    await message.edit("/new")
+    replies = await chat.until_replies(2)
+    assert replies[0].text == "/new"
+    assert replies[1].text.startswith("This conversation began")
+
+
 # Groups
+
+
+async def test_a_bare_mention_means_what_was_said_before(group: Chat, linh: Person, minh: Person) -> None:
+    said = await group.say("is it down?", by=minh)
+    await group.say("@bridge_bot", by=linh, reply_to=said)
+    await until_said(group, "is it down?\n\nMinh: is it down?")  # echoed as a quote
+
+
+async def test_what_was_overheard_outlasts_a_command(group: Chat, linh: Person) -> None:
+    await group.say("the password is swordfish", by=linh)
+    await group.say("/stop@bridge_bot", by=linh)
+    await group.until_replies(1)
+    await group.say("@bridge_bot what is it?", by=linh)
+    await until_said(group, "Stopped.", "the password is swordfish\n\nwhat is it?")
+    await group.say("@bridge_bot again", by=linh)
+    assert (await group.until_replies(3))[2].text == "again"
+
+
+async def test_a_command_for_another_bot_is_not_for_us(group: Chat, linh: Person, bridge: BridgeProcess) -> None:
+    (answer,) = [await group.say("@bridge_bot hello", by=linh), *await until_said(group, "hello")][1:]
+    await group.say("/weather@other_bot", by=linh, reply_to=answer)
+    messages = await until_stored(bridge, group, 3)
+    assert (messages[2]["text"], messages[2]["reason"]) == ("/weather@other_bot", "not_addressed")
 
 
 async def test_in_a_group_it_answers_when_addressed_and_knows_what_was_said(
@@ -415,6 +449,29 @@ async def test_lost_answers_double_nothing_and_are_visible(
     assert [message.text for message in replies] == ["once", "twice"]
 
 
+async def test_a_preview_that_is_gone_and_a_lost_answer_double_nothing(
+    telegram: FakeTelegram, group: Chat, linh: Person, bridge: BridgeProcess
+) -> None:
+    before = len(bridge.events("reply.not_delivered"))
+    await group.say(f"@bridge_bot {LONG}", by=linh)
+    (preview,) = await group.until_replies(1)
+    await telegram.fault("sendMessage", "lost_answer", chat=group, times=5)
+    await preview.delete()
+    while not (told := bridge.events("reply.not_delivered")[before:]):
+        await asyncio.sleep(0.05)
+    await telegram.mend()
+    assert [event["status"] for event in told] == ["unknown"]
+    await group.say("@bridge_bot next", by=linh)
+    await until_said(group, LONG, "next")
+
+
+async def test_a_lost_answer_to_an_edit_is_tried_again(telegram: FakeTelegram, group: Chat, linh: Person) -> None:
+    await group.say(f"@bridge_bot {LONG}", by=linh)
+    await group.until_replies(1)
+    await telegram.fault("editMessageText", "lost_answer", chat=group, times=2)
+    await until_said(group, LONG)
+
+
 async def test_a_server_in_trouble_is_tried_again_in_order(telegram: FakeTelegram, chat: Chat) -> None:
     await telegram.fault("sendMessage", "too_many_requests", chat=chat, retry_after=1, times=2)
     for number in range(3):
@@ -425,6 +482,65 @@ async def test_a_server_in_trouble_is_tried_again_in_order(telegram: FakeTelegra
         replies = await chat.replies()
         await asyncio.sleep(0.02)
     assert "\n\n".join(message.text for message in replies).split("\n\n") == ["0", "1", "2"]
+
+
+async def test_a_stop_leaves_no_reply_half_sent(database: str) -> None:
+    async with running_telegram() as telegram:
+        chat = await telegram.private(await telegram.user("Linh"))
+        async with answering(database, telegram) as bridge:
+            await telegram.fault("sendMessage", "slow", chat=chat, times=4, seconds=1)
+            await chat.say("👋" * 2040)
+            await chat.say("👋" * 2040)
+            await telegram.until_calls("sendMessage", 1)
+            await bridge.stop()
+            await bridge.start()
+            while len(await chat.replies()) < 2:
+                await asyncio.sleep(0.05)
+        states = await rows(database, "select distinct status from deliveries")
+        assert [row["status"] for row in states] == ["sent"]
+        assert sum(message.text.count("👋") for message in await chat.replies()) == 4080
+
+
+async def test_a_group_that_moves_in_one_batch_with_what_was_said_before(database: str) -> None:
+    async with running_telegram() as telegram:
+        await telegram.settings(sees_all=True)
+        linh = await telegram.user("Linh")
+        group = await telegram.group("Small", linh)
+        for number in range(4):
+            await group.say(f"@bridge_bot {number}", by=linh)
+        new = await group.upgrade(by=linh)
+        await new.say("@bridge_bot 4", by=linh)
+        old = (await telegram.pending())[0]
+        async with answering(database, telegram) as bridge:
+            await telegram.until_confirmed()
+            await telegram.update(old, lane=group.id)  # a late redelivery under the old id
+            await telegram.until_confirmed()
+            pending = "select from sessions where pending_since is not null"
+            while await rows(database, pending) or not await new.replies():
+                await asyncio.sleep(0.05)
+            messages = await stored(bridge, new)
+        asked = [message["text"] for message in messages if message["direction"] == "inbound"]
+        assert [text for text in asked if text.startswith("@")] == [f"@bridge_bot {number}" for number in range(5)]
+        assert len(await rows(database, "select distinct conversation_id from messages")) == 1
+
+
+async def test_two_bots_share_a_database(database: str) -> None:
+    other = "7000000002:another-token-of-the-fake"
+    async with running_telegram() as one, running_telegram(token=other) as two:
+        chats = [await fake.private(await fake.user("Linh")) for fake in (one, two)]
+        async with answering(database, one) as bridge:
+            await chats[0].say(LONG)
+            await chats[0].until_typing()
+            await bridge.kill()
+            async with answering(database, two):
+                await chats[1].say("hello")
+                await chats[1].until_replies(1)
+                running = "select from turns where status = 'running'"
+                while await rows(database, running):  # freed by the sweep of the other
+                    await asyncio.sleep(0.05)
+                await bridge.start()
+                await until_said(chats[0], LONG)
+                assert len(await chats[1].replies()) == 1
 
 
 # Decisions

@@ -72,6 +72,7 @@ PRIVATE_PAUSE = 1.1
 GROUP_PAUSE = 3.1  # 20 messages a minute are allowed
 FAILED_PREVIEW_PAUSE = 10.0
 NO_PREVIEW_PAUSE = 3600.0
+DRAFT_SECONDS = 20.0  # Telegram forgets a draft after about 30
 MOST_SHOWN = 10_000  # turns, and chats, of which something is remembered
 
 _ENTITY_TYPES: Mapping[SpanKind, str] = {
@@ -92,6 +93,7 @@ class _Showing:
     """What the user sees of a turn's answer. `lost`: whether a first message is there is not known."""
 
     content: Rendered | None = None
+    shown_at: float = 0.0
     lost: bool = False
 
 
@@ -105,7 +107,8 @@ class _Form:
 
 
 class Telegram(Platform):
-    """The adapter for one bot. `polling` None: by webhook if `webhook_url` is set, else by polling."""
+    """The adapter for one bot. `polling` None: by webhook if `webhook_url` is set, else by polling. `wants_all`: it is
+    to answer everything in groups, which the doctor looks at."""
 
     capabilities = Capabilities(
         name=NAME,
@@ -129,17 +132,22 @@ class Telegram(Platform):
         webhook_url: str | None,
         webhook_secret: str | None,
         polling: bool | None,
+        wants_all: bool = False,
     ) -> None:
         self.account = token.partition(":")[0]
         self.polls = webhook_url is None if polling is None else polling
         self._may_remove_webhook = polling is True
+        self._wants_all = wants_all
         self._webhook_url = None if webhook_url is None else _with_path(webhook_url)
         self._secret = webhook_secret or _secret_of(token)
         self._api = BotApi(token, api_base_url)
         self._bot: Bot | None = None
         self._drafts = True
         self._showing: dict[TurnId, _Showing] = {}
+        # By chat, on our clock: when it may hear from us at all again, of typing, and of another unfinished answer.
         self._quiet_until: dict[str, float] = {}
+        self._hushed_until: dict[str, float] = {}
+        self._paced_until: dict[str, float] = {}
 
     async def connect(self) -> None:
         """Learn who we are, and say how updates shall come."""
@@ -183,6 +191,7 @@ class Telegram(Platform):
         """Send a part, or make a preview into it; in a simpler form if Telegram refuses the form only."""
         if wait := self._quiet_seconds(part.address):
             return RetryAfter(wait, "Telegram wants us to wait with this chat")
+        self._pace(part.address)
         form = _Form(edit=part.replaces is not None, formatted=True, quote=True)
         for seconds in TRY_SECONDS:
             try:
@@ -190,32 +199,46 @@ class Telegram(Platform):
             except BotApiError as error:
                 simpler = _simpler(form, error)
                 if simpler is None:
-                    return self._result(part.address, error)
+                    return self._result(part.address, error, form)
                 form = simpler
         raise AssertionError("each simpler form gives one of three things up")
 
     async def show_typing(self, turn: Turn) -> None:
         """Typing, which Telegram shows for five seconds."""
-        if not self._quiet_seconds(turn.address):
-            await self._try("sendChatAction", {**_place(turn.address), "action": "typing"})
+        if self._quiet_seconds(turn.address) or _left(self._hushed_until, turn.address):
+            return
+        try:
+            parameters = {**_place(turn.address), "action": "typing"}
+            await self._api.call("sendChatAction", parameters, seconds=EXTRA_SECONDS)
+        except BotApiError as error:
+            log.debug("telegram.call_failed", method="sendChatAction", reason=str(error))
+            if isinstance(error, CallRefused) and error.retry_after is not None:
+                _until(self._hushed_until, turn.address, error.retry_after)
 
     async def show_partial(self, turn: Turn, text: str, preview: str | None) -> Shown:
-        """The first part of the answer so far: in private chats as a draft, in groups as a message that changes."""
-        pause = PRIVATE_PAUSE if _is_private(turn.address) else GROUP_PAUSE
+        """The answer so far: in private chats as a draft, in groups as a message that changes. All turns of a chat
+        share its pace."""
+        pause = _pause_of(turn.address)
         if wait := self._quiet_seconds(turn.address):
-            return Shown(preview, max(wait, pause))
+            return Shown(preview, max(wait, pause), again=True)
         showing = self._showing_of(turn.id)
         if showing.lost:
             return Shown(preview, NO_PREVIEW_PAUSE)
-        content = next(iter(self.render(text)), None)
-        if content is None or not content.text.strip() or content == showing.content:
-            return Shown(preview, pause)
+        draws = preview is None and self._draws(turn.address)
+        content = _beginning(text, last=draws)
+        # A draft goes away by itself if it is not shown again.
+        stale = draws and time.monotonic() - showing.shown_at > DRAFT_SECONDS
+        if content is None or (content == showing.content and not stale):
+            return Shown(preview, pause, again=draws)
+        if wait := _left(self._paced_until, turn.address):
+            return Shown(preview, wait, again=True)
+        self._pace(turn.address)
         try:
             preview = await self._show(turn, content, preview)
         except BotApiError as error:
             return self._not_shown(turn, error, preview, pause)
-        showing.content = content
-        return Shown(preview, pause)
+        showing.content, showing.shown_at = content, time.monotonic()
+        return Shown(preview, pause, again=draws)
 
     async def show_end(self, turn: Turn, outcome: TurnOutcome, text: str | None, preview: str | None) -> None:
         """Delete a preview that became no reply."""
@@ -226,7 +249,13 @@ class Telegram(Platform):
 
     async def check(self) -> Sequence[Finding]:
         """The token, how updates come, groups, and the clock. Changes nothing."""
-        return await check(self._api, self._webhook_url, polls=self.polls, may_remove_webhook=self._may_remove_webhook)
+        return await check(
+            self._api,
+            self._webhook_url,
+            polls=self.polls,
+            may_remove_webhook=self._may_remove_webhook,
+            wants_all=self._wants_all,
+        )
 
     def describe(self) -> str | None:
         """The link that opens a chat with the bot."""
@@ -292,10 +321,10 @@ class Telegram(Platform):
             parameters["reply_parameters"] = _quote(part.reply_to)
         return Sent(_message_id(await self._api.call("sendMessage", parameters, seconds=seconds)))
 
-    def _result(self, address: Address, error: BotApiError) -> SendResult:
+    def _result(self, address: Address, error: BotApiError, form: _Form) -> SendResult:
         """What a failed send means for the delivery."""
         if not isinstance(error, CallRefused):
-            return RetryLater(str(error), maybe_sent=error.maybe_done)
+            return RetryLater(str(error), maybe_sent=error.maybe_done and not form.edit)
         if error.migrate_to_chat_id is not None:
             return Moved(str(error.migrate_to_chat_id))
         if error.retry_after is not None:
@@ -360,17 +389,15 @@ class Telegram(Platform):
         return self._showing[turn]
 
     def _keep_quiet(self, address: Address, seconds: float) -> None:
-        _make_room(self._quiet_until)
-        self._quiet_until[address.conversation] = time.monotonic() + seconds
+        _until(self._quiet_until, address, seconds)
 
     def _quiet_seconds(self, address: Address) -> float:
         """How long Telegram wants no call for this chat, 0 if it takes them."""
-        until = self._quiet_until.get(address.conversation, 0.0)
-        left = until - time.monotonic()
-        if left > 0:
-            return left
-        self._quiet_until.pop(address.conversation, None)
-        return 0.0
+        return _left(self._quiet_until, address)
+
+    def _pace(self, address: Address) -> None:
+        """Something is sent: the next unfinished answer in this chat has to wait."""
+        _until(self._paced_until, address, _pause_of(address))
 
     async def _try(self, method: str, parameters: Mapping[str, Any]) -> None:
         """A call that nothing depends on."""
@@ -475,6 +502,34 @@ def _command_lists() -> Iterator[Mapping[str, Any]]:
 def _is_private(address: Address) -> bool:
     """Groups and channels have negative ids."""
     return not address.conversation.startswith("-")
+
+
+def _pause_of(address: Address) -> float:
+    return PRIVATE_PAUSE if _is_private(address) else GROUP_PAUSE
+
+
+def _until(times: dict[str, float], address: Address, seconds: float) -> None:
+    _make_room(times)
+    times[address.conversation] = time.monotonic() + seconds
+
+
+def _left(times: dict[str, float], address: Address) -> float:
+    """The seconds until the time that is noted for this chat; 0 if it is over."""
+    left = times.get(address.conversation, 0.0) - time.monotonic()
+    if left > 0:
+        return left
+    times.pop(address.conversation, None)
+    return 0.0
+
+
+def _beginning(text: str, *, last: bool) -> Rendered | None:
+    """What one message can show of an unfinished answer: its first part, or the `last` one of what is looked at. A
+    little more than a part's worth of source is enough, and a long answer is rendered again and again."""
+    if last and len(text) > MAX_TEXT:
+        tail = text[-MAX_TEXT:]
+        text = tail.partition("\n")[2] or tail  # from the beginning of a line, if there is one
+    parts = rich_parts(text[: 2 * MAX_TEXT], MAX_TEXT, "utf16", most_spans=MOST_ENTITIES)
+    return parts[-1 if last else 0] if parts else None
 
 
 def _make_room(remembered: dict[Any, Any]) -> None:

@@ -12,9 +12,12 @@ from chat_bridge.platforms.telegram.parse import ALLOWED_UPDATES
 CHECK_SECONDS = 10.0
 CLOCK_SECONDS = 30.0
 RECENT_SECONDS = 3600.0
+MANY_WAITING = 100
 
 
-async def check(api: BotApi, webhook_url: str | None, *, polls: bool, may_remove_webhook: bool) -> Sequence[Finding]:
+async def check(
+    api: BotApi, webhook_url: str | None, *, polls: bool, may_remove_webhook: bool, wants_all: bool
+) -> Sequence[Finding]:
     """Look at everything; change nothing."""
     try:
         me = fields(await api.call("getMe", {}, seconds=CHECK_SECONDS))
@@ -30,7 +33,7 @@ async def check(api: BotApi, webhook_url: str | None, *, polls: bool, may_remove
         _check_polling(url, may_remove_webhook) if polls else _check_webhook(url, webhook_url),
         *_check_waiting(webhook),
         *(() if polls else _check_flow(webhook, webhook_url)),
-        _check_groups(me),
+        _check_groups(me, wants_all),
         *_check_clock(api.clock_ahead),
     ]
 
@@ -63,7 +66,10 @@ def _check_webhook(url: str, ours: str | None) -> Finding:
 def _check_waiting(webhook: Mapping[str, Any]) -> Sequence[Finding]:
     if not (waiting := webhook.get("pending_update_count")):
         return ()
-    return (Finding("telegram updates", "ok", f"{waiting} wait at Telegram; it keeps them for a day."),)
+    text = f"{waiting} wait at Telegram; it keeps them for a day."
+    if waiting >= MANY_WAITING:
+        return (Finding("telegram updates", "warning", f"{text} Is the bridge running, and can Telegram reach it?"),)
+    return (Finding("telegram updates", "ok", text),)
 
 
 def _check_flow(webhook: Mapping[str, Any], ours: str | None) -> Sequence[Finding]:
@@ -81,7 +87,13 @@ def _check_flow(webhook: Mapping[str, Any], ours: str | None) -> Sequence[Findin
     return findings
 
 
-def _check_groups(me: Mapping[str, Any]) -> Finding:
+def _check_groups(me: Mapping[str, Any], wants_all: bool) -> Finding:
+    if wants_all and not me.get("can_read_all_group_messages"):
+        text = (
+            "TELEGRAM_GROUPS=always, but Telegram shows it only what is meant for it (privacy mode): /setprivacy in "
+            "@BotFather, Disable; then remove it from each group and add it again."
+        )
+        return Finding("telegram groups", "warning", text)
     if me.get("can_join_groups") is False:
         text = "It can't be added to groups. To change that: /setjoingroups in @BotFather."
     elif me.get("can_read_all_group_messages"):

@@ -109,7 +109,9 @@ def _message(
         sent_at=_time(_at(message, "edit_date" if edited else "date")),
         attachments=content.attachments,
         album=_text(_at(message, "media_group_id")),
-        addressed=_at(message, "chat", "type") == "private" or content.addressed or _replies_to_bot(message, bot),
+        addressed=_at(message, "chat", "type") == "private"
+        or content.addressed
+        or (_replies_to_bot(message, bot) and not content.for_other),
         group=_is_group(message),
         skip_reason="channel_post" if channel_post else _skip_reason(message),
         metadata=_metadata(message, content, bot),
@@ -157,6 +159,8 @@ def _metadata(message: object, content: "_Content", bot: Bot) -> Mapping[str, An
         metadata["reply_to"] = reply_to
     if forwarded_from := _origin_name(_at(message, "forward_origin")):
         metadata["forwarded_from"] = forwarded_from
+    if _has(message, "edit_date") and _has(message, "location"):
+        metadata["live"] = True  # a position that is shared while it changes
     if content.kind is EventKind.UNKNOWN:
         metadata["raw"] = _json(message)[:RAW_LIMIT]
     return metadata
@@ -177,6 +181,7 @@ def _reply_to(message: object, bot: Bot) -> Mapping[str, Any] | None:
         "text": text[:QUOTE_LIMIT],
         "author": name,
         "from_bot": _id(_at(author, "id")) == bot.id,
+        "chosen": _at(message, "quote", "is_manual") is True,
     }
 
 
@@ -205,6 +210,7 @@ class _Content:
     raw: str
     attachments: Sequence[Attachment] = ()
     addressed: bool = False
+    for_other: bool = False  # it begins with a command for another bot
 
 
 def _content(message: object, bot: Bot) -> _Content:
@@ -217,13 +223,14 @@ def _content(message: object, bot: Bot) -> _Content:
             return _Content(EventKind.UNKNOWN, "[unsupported message]", "[unsupported message]")
         text = _service_text(service, _at(message, service))
         return _Content(EventKind.LIFECYCLE, text, text)
-    asked, addressed = _without_mention(written or "", entities, bot)
+    asked, addressed, for_other = _without_mention(written or "", entities, bot)
     return _Content(
         EventKind.MESSAGE,
         text="\n".join(filter(None, (words, asked))),
         raw="\n".join(filter(None, (words, written))),
         attachments=(attachment,) if attachment else (),
         addressed=addressed,
+        for_other=for_other,
     )
 
 
@@ -242,10 +249,10 @@ class _Cut:
     word: bool
 
 
-def _without_mention(text: str, entities: object, bot: Bot) -> tuple[str, bool]:
-    """The text as the agent gets it, and whether it is addressed to the bot."""
+def _without_mention(text: str, entities: object, bot: Bot) -> tuple[str, bool, bool]:
+    """The text as the agent gets it, whether it is addressed to the bot, and whether it is a command for another."""
     cuts: list[_Cut] = []
-    addressed = False
+    addressed = for_other = False
     ours = f"@{bot.username}".casefold() if bot.username else None
     for kind, start, end, entity in _entities(text, entities):
         value = text[start:end]
@@ -256,11 +263,11 @@ def _without_mention(text: str, entities: object, bot: Bot) -> tuple[str, bool]:
             cuts.append(_Cut(start, end, word=True))
         elif kind == "bot_command" and at and value[len(command) :].casefold() == ours:
             cuts.append(_Cut(start + len(command), end, word=False))
-        elif kind == "bot_command" and not at and start == 0:
-            addressed = True
+        elif kind == "bot_command" and start == 0:
+            addressed, for_other = not at, bool(at)
     for cut in sorted(cuts, key=lambda cut: cut.start, reverse=True):
         text = _cut(text, cut)
-    return text, addressed or bool(cuts)
+    return text, addressed or bool(cuts), for_other
 
 
 def _cut(text: str, cut: _Cut) -> str:

@@ -2,17 +2,27 @@
 
 import asyncio
 import random
+import time
 from collections.abc import Sequence
 from typing import Any, cast
 
 from chat_bridge.errors import StorageError
 from chat_bridge.platforms.contract import Deliver
-from chat_bridge.platforms.telegram.api import REFUSED_TOKEN, BotApi, BotApiError, CallRefused, fields, refuses_token
+from chat_bridge.platforms.telegram.api import (
+    REFUSED_TOKEN,
+    BotApi,
+    BotApiError,
+    CallFailed,
+    CallRefused,
+    fields,
+    refuses_token,
+)
 from chat_bridge.platforms.telegram.parse import ALLOWED_UPDATES, Bot, parse
 from chat_bridge.telemetry import log
 
 POLL_SECONDS = 50  # how long Telegram holds a call when there is nothing new; it allows no more
 POLL_ANSWER_SECONDS = 10.0
+SHORT_POLL_SECONDS = 1.0
 
 # The first and the longest pause of the poll after a failure
 UNREACHABLE_PAUSES = (1.0, 30.0)
@@ -26,6 +36,7 @@ async def poll(api: BotApi, bot: Bot, deliver: Deliver) -> None:
     pauses = _Pauses()
     offset: int | None = None
     while True:
+        asked_at = time.monotonic()
         try:
             updates = await _updates(api, offset)
         except BotApiError as error:
@@ -45,6 +56,8 @@ async def poll(api: BotApi, bot: Bot, deliver: Deliver) -> None:
         offset = _after(updates)
         if updates and offset is None:
             await asyncio.sleep(pauses.unnumbered())
+        elif not updates and time.monotonic() - asked_at < SHORT_POLL_SECONDS:
+            await asyncio.sleep(SHORT_POLL_SECONDS)  # something between does not let calls wait
 
 
 async def _updates(api: BotApi, offset: int | None) -> list[Any]:
@@ -52,7 +65,9 @@ async def _updates(api: BotApi, offset: int | None) -> list[Any]:
     if offset is not None:
         parameters["offset"] = offset
     found = await api.call("getUpdates", parameters, seconds=POLL_SECONDS + POLL_ANSWER_SECONDS)
-    return cast("list[Any]", found) if isinstance(found, list) else []
+    if not isinstance(found, list):
+        raise CallFailed("getUpdates gave no list of updates", maybe_done=False)
+    return cast("list[Any]", found)
 
 
 class _Pauses:

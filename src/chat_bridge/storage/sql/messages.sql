@@ -72,7 +72,8 @@ with input as (
     min(f.account) as account,
     min(f.platform_conversation_id) as platform_conversation_id,
     min(f.thread) as thread,
-    (array_agg(f.user_id))[1] as user_id
+    -- who wrote first; not who was only the cause of an event
+    (array_agg(f.user_id) filter (where f.content_type <> 'event'))[1] as user_id
   from fresh f
   group by f.conversation_id
 ), active as (
@@ -106,6 +107,7 @@ with input as (
       else s.next_seq - 1 + excluded.last_inbound_seq - excluded.answered_seq
     end,
     pending_since = coalesce(s.pending_since, excluded.pending_since),
+    user_id = coalesce(s.user_id, excluded.user_id),
     last_activity = excluded.last_activity
   returning s.conversation_id, s.id, s.next_seq, s.pending_since
 ), wait as (
@@ -289,13 +291,15 @@ where m.conversation_id = $1 and m.seq = $2
 returning m.id;
 
 -- name: overheard
--- What was said since the last answer, before a turn's newest message, and not to the bot: the newest, newest first.
+-- What was said since the agent last heard the group, before a turn's newest message, and not to the bot: the newest,
+-- newest first.
 select m.id, m.seq, m.sender_id, u.display_name, m.content_text, m.attachments, m.created_at, m.metadata,
   m.platform_message_id, m.content_type
 from messages m
 join sessions s on s.conversation_id = m.conversation_id and s.id = m.session_id
 left join users u on u.platform = s.platform and u.account = s.account and u.platform_user_id = m.sender_id
-where m.conversation_id = $1 and m.session_id = $2 and m.seq > s.answered_seq and m.seq < $3
+where m.conversation_id = $1 and m.session_id = $2 and m.seq < $3
+  and m.seq > coalesce((s.metadata ->> 'heard_seq')::bigint, 0)
   and m.status = 'skipped' and m.metadata ->> 'reason' = 'not_addressed'
 order by m.seq desc
 limit $4;

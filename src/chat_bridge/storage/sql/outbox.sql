@@ -51,8 +51,8 @@ join messages m on m.conversation_id = t.conversation_id and m.seq = t.seq
 join sessions s on s.conversation_id = m.conversation_id and s.id = m.session_id;
 
 -- name: due_deliveries
--- Take deliveries that are due (of all conversations, or of $3): waiting for a retry, or left in `sending` by a worker
--- that died. The latter may have been sent: unless sending again is safe ($2 lists the platforms where it always is, and
+-- Take deliveries of these accounts ($4, $5) that are due (of all conversations, or of $3): waiting for a retry, or left
+-- in `sending` by a worker that died. The latter may have been sent: unless sending again is safe ($2 lists the platforms where it always is, and
 -- a message that is changed may be changed twice) they become `unknown`, for a person to see. One whose predecessor is
 -- not final is put off until after that.
 with due as materialized (
@@ -71,6 +71,10 @@ with due as materialized (
   ) before on before.status in ('pending', 'sending')
   where d.status in ('pending', 'sending') and d.next_attempt_at <= clock_timestamp()
     and ($3::uuid is null or d.conversation_id = $3)
+    and exists (
+      select from unnest($4::text[], $5::text[]) as a (platform, account)
+      where a.platform = s.platform and a.account = s.account
+    )
   order by d.next_attempt_at, d.conversation_id, d.seq, d.part
   limit $1
   for update of d skip locked

@@ -170,11 +170,15 @@ for update;
 update sessions
 set conversation_id = $2, platform_conversation_id = $3,
   metadata = jsonb_build_object('resource', platform || ':' || account || ':' || platform_conversation_id) || metadata
+    - 'preview'
 where conversation_id = $1;
 
 -- name: move_messages
--- With their seq: nothing else has any under the new id.
-update messages set conversation_id = $2 where conversation_id = $1;
+-- With their seq: nothing else has any under the new id. The platform's ids of messages mean others there.
+update messages
+set conversation_id = $2, platform_message_id = null,
+  metadata = case when direction = 'outbound' then metadata - 'reply_to' else metadata end
+where conversation_id = $1;
 
 -- name: move_turns
 -- A turn that runs is taken away: its worker knows the old id only.
@@ -193,13 +197,22 @@ with held as materialized (
   select d.seq, d.part from deliveries d where d.conversation_id = $1 order by d.seq, d.part for update
 )
 update deliveries d
-set conversation_id = $2
+set conversation_id = $2,
+  platform_message_id = case when d.status in ('pending', 'sending') then null else d.platform_message_id end
 from held h
 where d.conversation_id = $1 and d.seq = h.seq and d.part = h.part;
 
 -- name: move_waiting
 -- What waits is looked for under the new id.
 update waiting set conversation_id = $2 where conversation_id = $1;
+
+-- name: note_move
+-- So that what comes late under the old id is known.
+insert into moves (conversation_id, platform_conversation_id) values ($1, $2) on conflict do nothing;
+
+-- name: moved_to
+-- The platform's new id of a conversation, if it has one.
+select platform_conversation_id from moves where conversation_id = $1;
 
 -- name: follow_conversation
 -- The new id is in use already: the old sessions stay where they are, send to the new id, and precede the first one there.

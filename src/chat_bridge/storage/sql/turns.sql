@@ -183,9 +183,8 @@ select
   (select o.idempotency_key from outbox o where o.conversation_id = s.conversation_id and o.attempts = 1) as send_key
 from session s;
 
--- name: note_preview
--- Remember the message on the platform that shows the answer of a running turn as it grows (null: none any more), so
--- that whoever answers in the end changes it instead of sending another.
+-- name: note
+-- Merge into the session's metadata what a running turn has to leave behind in case it does not reach its end.
 with held as materialized (
   -- The turn is held too, for it may end while we wait for the session.
   select s.conversation_id, s.id
@@ -195,10 +194,20 @@ with held as materialized (
   for update of s, t
 )
 update sessions s
-set metadata = s.metadata || jsonb_build_object('preview', $3::text)
+set metadata = s.metadata || $3::jsonb
 from held h
 where s.conversation_id = h.conversation_id and s.id = h.id
 returning s.id;
+
+-- name: stored_reply
+-- The reply that a turn has stored, if it has, and the key of its first part while nobody else has tried to send it.
+select m.seq, d.idempotency_key as send_key
+from messages m
+left join deliveries d
+  on d.conversation_id = m.conversation_id and d.seq = m.seq and d.part = 1 and d.status = 'sending' and d.attempts = 1
+where m.conversation_id = $1 and m.seq > $2 and m.id = $3
+order by m.seq
+limit 1;
 
 -- name: renew
 -- Keep turns. A turn that is not returned is lost: its worker must stop.
@@ -239,11 +248,14 @@ where t.conversation_id = l.conversation_id and t.id = l.id
 returning t.conversation_id, t.id;
 
 -- name: find_pending
--- Conversations of these platforms with messages that wait and no turn: nobody is on them.
+-- Conversations of these accounts with messages that wait and no turn: nobody is on them.
 select s.conversation_id, s.platform
 from waiting w
 join sessions s on s.conversation_id = w.conversation_id and s.id = w.session_id
-where s.platform = any ($2::text[])
+where exists (
+    select from unnest($2::text[], $3::text[]) as a (platform, account)
+    where a.platform = s.platform and a.account = s.account
+  )
   and not exists (select from turns t where t.conversation_id = w.conversation_id and t.status = 'running')
 order by s.pending_since
 limit $1;

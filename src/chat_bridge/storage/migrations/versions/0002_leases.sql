@@ -7,3 +7,9 @@ create table leases (
 
 -- A platform that refuses us for weeks is asked more than 32767 times.
 alter table deliveries alter column attempts type integer;
+
+-- Conversations that the platform gave a new id: whatever comes under the old one belongs there.
+create table moves (
+  conversation_id uuid primary key,        -- the old one
+  platform_conversation_id text not null   -- the platform's new id
+);
