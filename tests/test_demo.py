@@ -62,4 +62,5 @@ async def test_a_port_in_use_is_told(tmp_path: Path) -> None:
         server.close()
         await server.wait_closed()
     assert demo.returncode == 1
+    assert "Traceback" not in output.decode()
     assert output.decode().splitlines()[-1].endswith("is the port in use? Choose one: DEMO_PORT=8082")

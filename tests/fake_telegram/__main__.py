@@ -3,6 +3,7 @@
 import argparse
 import asyncio
 import signal
+import sys
 
 from aiohttp import web
 
@@ -60,7 +61,11 @@ async def _serve(options: argparse.Namespace) -> None:
     runner = web.AppRunner(app, access_log=None, handler_cancellation=True, shutdown_timeout=0.1)
     await runner.setup()
     site = web.TCPSite(runner, options.host, options.port)
-    await site.start()
+    try:
+        await site.start()
+    except OSError as error:
+        await runner.cleanup()
+        sys.exit(f"can't listen on {options.host} port {options.port}: {error.strerror}")
     _, port = runner.addresses[0][:2]
     address = f"http://{options.host}:{port}"
     print(
