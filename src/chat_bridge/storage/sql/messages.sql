@@ -56,7 +56,7 @@ with input as (
       from messages m
       where l.pending_since is not null
         and m.conversation_id = l.conversation_id and m.seq > l.answered_seq
-        and m.direction = 'inbound' and m.status = 'accepted'
+        and m.direction = 'inbound' and m.status = 'accepted' and m.content_type <> 'command'
       order by m.seq -- keeps the planner on the primary key, however long the conversation is
       limit l.queue_cap
     ) w
@@ -292,14 +292,20 @@ returning m.id;
 
 -- name: overheard
 -- What was said since the agent last heard the group, before a turn's newest message, and not to the bot: the newest,
--- newest first.
+-- newest first. Looked for among the last thousand messages, so that no conversation is read from end to end.
 select m.id, m.seq, m.sender_id, u.display_name, m.content_text, m.attachments, m.created_at, m.metadata,
   m.platform_message_id, m.content_type
-from messages m
-join sessions s on s.conversation_id = m.conversation_id and s.id = m.session_id
+from sessions s
+cross join lateral (
+  select m.*
+  from messages m
+  where m.conversation_id = s.conversation_id and m.session_id = s.id and m.seq < $3
+    and m.seq > coalesce((s.metadata ->> 'heard_seq')::bigint, 0)
+  order by m.seq desc
+  limit 1000
+) m
 left join users u on u.platform = s.platform and u.account = s.account and u.platform_user_id = m.sender_id
-where m.conversation_id = $1 and m.session_id = $2 and m.seq < $3
-  and m.seq > coalesce((s.metadata ->> 'heard_seq')::bigint, 0)
+where s.conversation_id = $1 and s.id = $2
   and m.status = 'skipped' and m.metadata ->> 'reason' = 'not_addressed'
 order by m.seq desc
 limit $4;
