@@ -15,6 +15,8 @@ from chat_bridge.storage.store import Store
 from chat_bridge.storage.turns import Completion, Wish
 
 CHAT = Address("webchat", "main", "a-chat")
+HERE = [("webchat", "main")]  # the accounts that are served
+ACCOUNTS = [(platform, account) for account in ("main", "other") for platform in ("webchat", "slack")]
 ADA = User("ada", "Ada", "ada_l", "en")
 
 _keys = count(1)

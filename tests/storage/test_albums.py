@@ -13,6 +13,7 @@ from chat_bridge.storage.store import Store
 from tests.storage.dialogue import (
     ADA,
     CHAT,
+    HERE,
     answer_all,
     assert_consistent,
     chat,
@@ -303,7 +304,7 @@ async def test_no_part_is_lost_or_doubled_while_turns_come_and_go(database: str)
         while not receiving.done():
             await asyncio.gather(*(answer(store) for store in stores))
         await receiving
-        while await turns.find_pending(stores[0].database, [CHAT.platform]):
+        while await turns.find_pending(stores[0].database, HERE):
             await answer(stores[0])
     expected = sorted(f"{album}-{number}" for album in range(6) for number in range(6))
     wrong = {

@@ -14,6 +14,7 @@ from chat_bridge.storage import outbox, sessions
 from chat_bridge.storage.outbox import Delivery, DeliveryResult
 from chat_bridge.storage.store import Store
 from tests.storage.dialogue import (
+    HERE,
     assert_consistent,
     chat,
     deadlocks,
@@ -112,7 +113,9 @@ class Run:
               where (h.c, h.seq, h.part) = (d.conversation_id, d.seq, d.part))""",
             *([place[n] for place in living] for n in range(3)),
         )
-        for delivery in await outbox.due_deliveries(self.store().database, self.repeatable, self.chance.randint(1, 20)):
+        for delivery in await outbox.due_deliveries(
+            self.store().database, HERE, self.repeatable, self.chance.randint(1, 20)
+        ):
             self.take(delivery)
 
     async def finish(self, connection: asyncpg.Connection) -> None:
@@ -189,7 +192,7 @@ async def test_all_at_once_in_several_processes(any_database: str, seed: int) ->
 
 
 async def outbox_due(run: Run) -> None:
-    for delivery in await outbox.due_deliveries(run.store().database, run.repeatable, 10):
+    for delivery in await outbox.due_deliveries(run.store().database, HERE, run.repeatable, 10):
         run.take(delivery)
 
 
@@ -202,7 +205,7 @@ async def test_a_retry_that_is_refused_for_good_lets_the_rest_go_on(any_database
         (first,) = run.held
         await store.finish_delivery(DeliveryResult(first, "pending"))
         await make_due(connection)
-        (again,) = await outbox.due_deliveries(store.database, [])
+        (again,) = await outbox.due_deliveries(store.database, HERE, [])
         run.held = []
         run.platform.send(first)
         run.take(await store.finish_delivery(DeliveryResult(again, "failed")))

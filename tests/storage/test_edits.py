@@ -159,6 +159,16 @@ async def test_no_more_than_a_hundred_versions_are_kept(any_database: str) -> No
         assert texts(await claimed(store)) == ["103"]
 
 
+async def test_a_command_stays_what_it_was(database: str) -> None:
+    async with opened(database) as store:
+        await store.receive(said("/new", key="k", content_type="command"))
+        for event in (edit("hello", "k", "k/1"), deletion("k", "k/gone")):
+            await edited(store, event)
+            (message,) = (await claimed(store)).messages
+            assert (message.text, message.is_command, message.deleted) == ("/new", True, False)
+            await turns.supersede(store.database, CHAT.id, "edited")
+
+
 @pytest.mark.parametrize(
     "key",
     ["k\x00", "\ud800", "k" * 5000, "é" * 900, "'; drop table messages; --", '"}], "'],
@@ -318,14 +328,14 @@ async def test_what_was_written_is_kept_where_it_differs(any_database: str) -> N
 # What was said and not to the bot.
 
 
-async def test_what_was_overheard_since_the_last_answer(any_database: str) -> None:
+async def test_what_was_overheard_since_the_agent_last_heard_the_group(any_database: str) -> None:
     async def overhear(text: str, **more: Any) -> None:
         await store.receive(said(text, user=User("bob", "Bob"), skip_reason="not_addressed", group=True, **more))
 
     async with opened(any_database) as store:
         await overhear("long ago")
         await store.receive(said("first question"))
-        await answer_all(store)
+        await store.complete(ending(await claimed(store), session_metadata={"heard_seq": 2}))
         await overhear("one", key="one", attachments=[PHOTO], platform_message_id="5")
         await store.receive(said("nothing", skip_reason="empty"))
         await overhear("two")
@@ -345,8 +355,12 @@ async def test_what_was_overheard_since_the_last_answer(any_database: str) -> No
         assert (one.sender_id, one.sender_name, one.attachments, one.platform_message_id) == (
             "bob", "Bob", (ANOTHER,), "5",
         )  # fmt: skip
-        await store.complete(ending(turn))
+        await store.complete(ending(turn, outcome=TurnOutcome.ERROR))
         await store.receive(said("next question"))
+        failed, turn = turn, await claimed(store)
+        assert await overheard(before=turn.messages[-1].seq) == ["one, edited", "two", "meanwhile"], "it heard nothing"
+        await store.complete(ending(turn, session_metadata={"heard_seq": failed.messages[-1].seq}))
+        await store.receive(said("last question"))
         turn = await claimed(store)
         assert await overheard(before=turn.messages[-1].seq) == ["meanwhile"], "it was not there for the last answer"
     await assert_consistent(any_database)

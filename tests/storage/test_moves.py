@@ -4,11 +4,15 @@ import asyncio
 import random
 from dataclasses import replace
 
+import pytest
+
 from chat_bridge.model import Address, BusyPolicy, ReceiveStatus
 from chat_bridge.storage import messages, outbox, sessions, turns
 from chat_bridge.storage.outbox import DeliveryResult
 from chat_bridge.storage.sessions import SessionFilter
+from chat_bridge.storage.store import Store
 from tests.storage.dialogue import (
+    HERE,
     answer_all,
     assert_consistent,
     chat,
@@ -47,7 +51,7 @@ async def test_everything_moves_to_the_new_id(any_database: str) -> None:
         assert [(session.status, session.address) for session in found] == [("active", NEW), ("closed", NEW)]
         for session in found:
             assert session.metadata == {"busy_policy": "collect", "resource": "webchat:main:group"}
-        assert await turns.find_pending(store.database, ["webchat"]) == [(NEW.id, "webchat")]
+        assert await turns.find_pending(store.database, HERE) == [(NEW.id, "webchat")]
         left = await connection.fetchval(
             """select count(*) from (
               select conversation_id from sessions union all select conversation_id from messages union all
@@ -73,7 +77,7 @@ async def test_a_turn_that_runs_is_taken_away_and_its_messages_wait_at_the_new_i
         turn = await claimed(store, OLD)
         assert await sessions.move(store.database, OLD, NEW)
         assert await turns.renew(store.database, [turn], 30) == set()
-        await turns.note_preview(store.database, turn, "stale")
+        await turns.note(store.database, turn, {"preview": "stale"})
         for new_session in (False, True):
             assert await store.complete(ending(turn, "stale"), follow_with_new_session=new_session) is None
         following = await claimed(store, NEW)
@@ -90,13 +94,68 @@ async def test_what_was_not_sent_is_sent_to_the_new_id(any_database: str) -> Non
         await store.finish_delivery(DeliveryResult(first, "pending", error="it has a new id"))
         assert await sessions.move(store.database, OLD, NEW)
         await make_due(connection)
-        (again,) = await outbox.due_deliveries(store.database, [], conversation=NEW.id)
+        (again,) = await outbox.due_deliveries(store.database, HERE, [], conversation=NEW.id)
         assert again == replace(first, conversation_id=NEW.id, address=NEW, attempt=2)
         second = await store.finish_delivery(DeliveryResult(again, "sent"))
         assert second is not None
         assert (second.part, second.address) == (2, NEW)
         assert await store.finish_delivery(DeliveryResult(first, "sent")) is None
     await assert_consistent(any_database)
+
+
+@pytest.mark.parametrize("used", [False, True])
+async def test_the_platforms_ids_of_messages_do_not_move(any_database: str, used: bool) -> None:
+    async with opened(any_database) as store, looking(any_database) as connection:
+        if used:
+            await answered(store, NEW, "elsewhere")
+        await answered(store, OLD, "sent")
+        delivery = await replied(store, OLD, preview="shown", metadata={"reply_to": "5", "kept": True})
+        assert delivery is not None
+        await store.finish_delivery(DeliveryResult(delivery, "pending"))
+        await store.receive(said("next", to=OLD, platform_message_id="7"))
+        lost = await claimed(store, OLD)
+        await turns.note(store.database, lost, {"preview": "grows"})
+        assert await sessions.move(store.database, OLD, NEW)
+        place = OLD if used else NEW
+        assert await store.complete(ending(lost, preview="grows")) is None, "the turn was taken away"
+        turn = await claimed(store, place)
+        assert (texts(turn), turn.address, turn.messages[0].platform_message_id) == (["next"], NEW, None)
+        assert turn.metadata == {"resource": "webchat:main:group"}
+        await make_due(connection)
+        (again,) = await outbox.due_deliveries(store.database, HERE, [], conversation=place.id)
+        assert (again.replaces, again.metadata, again.address) == (None, {"kept": True}, NEW)
+        ids = await connection.fetch("select platform_message_id from deliveries where status = 'sent'")
+        assert sorted(row[0] for row in ids) == (["elsewhere", "sent"] if used else ["sent"]), "it is a record"
+        if used:
+            assert await sessions.move(store.database, OLD, NEW)
+            assert await turns.renew(store.database, [turn], 30) == {turn.id}, "it knows the new id"
+    await assert_consistent(any_database)
+
+
+async def answered(store: Store, to: Address, platform_message_id: str) -> None:
+    delivery = await replied(store, to)
+    assert delivery is not None
+    await store.finish_delivery(DeliveryResult(delivery, "sent", platform_message_id))
+
+
+async def test_where_a_conversation_lives_now(any_database: str) -> None:
+    old, new = replace(OLD, thread="t"), replace(NEW, thread="t")
+    async with opened(any_database) as store:
+        await store.receive(said(to=old))
+        assert await sessions.moved_to(store.database, old) is None
+        assert await sessions.move(store.database, old, new)
+        assert await sessions.moved_to(store.database, old) == new
+        assert await sessions.moved_to(store.database, new) is None
+        assert await sessions.moved_to(store.database, OLD) is None, "another thread"
+
+
+async def test_what_lives_on_under_its_old_id_has_not_moved(database: str) -> None:
+    async with opened(database) as store:
+        for place in (OLD, NEW):
+            await store.receive(said(to=place, key="k"))
+        assert await sessions.move(store.database, OLD, NEW)
+        assert await sessions.moved_to(store.database, OLD) is None
+        assert (await store.receive(said(to=OLD, key="k"))).status is ReceiveStatus.DUPLICATE
 
 
 async def test_there_is_nothing_to_move(any_database: str) -> None:
@@ -205,7 +264,9 @@ async def test_moves_while_everything_happens_lose_nothing(database: str) -> Non
                 await connection.execute("update deliveries set next_attempt_at = now() where status <> 'sent'")
 
             async def send(store: int, place: Address) -> None:
-                for delivery in await outbox.due_deliveries(stores[store].database, ["webchat"], conversation=place.id):
+                for delivery in await outbox.due_deliveries(
+                    stores[store].database, HERE, ["webchat"], conversation=place.id
+                ):
                     following = delivery
                     while following is not None:
                         following = await stores[store].finish_delivery(DeliveryResult(following, "sent"))

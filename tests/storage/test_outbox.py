@@ -12,7 +12,9 @@ from chat_bridge.storage.outbox import Delivery, DeliveryResult
 from chat_bridge.storage.postgres import QUERIES
 from chat_bridge.storage.store import Store
 from tests.storage.dialogue import (
+    ACCOUNTS,
     CHAT,
+    HERE,
     assert_consistent,
     chat,
     claimed,
@@ -75,7 +77,7 @@ async def test_what_the_platform_answered_is_recorded(any_database: str) -> None
         assert [row["sent_at"] is not None for row in found] == [True, False, False]
         assert [row["attempts"] for row in found] == [1, 1, 1]
         await make_due(connection)
-        assert await outbox.due_deliveries(store.database, KEYED) == []
+        assert await outbox.due_deliveries(store.database, HERE, KEYED) == []
     await assert_consistent(any_database)
 
 
@@ -104,9 +106,9 @@ async def test_a_retry_comes_back_when_it_is_due(any_database: str) -> None:
         assert (
             await store.finish_delivery(DeliveryResult(first, "pending", error="busy", retry_seconds=60)) is None
         )  # fmt: skip
-        assert await outbox.due_deliveries(store.database, KEYED) == []
+        assert await outbox.due_deliveries(store.database, HERE, KEYED) == []
         await make_due(connection)
-        (again,) = await outbox.due_deliveries(store.database, UNKEYED)
+        (again,) = await outbox.due_deliveries(store.database, HERE, UNKEYED)
         assert again == replace(first, attempt=2), "the same key, however often"
         await store.finish_delivery(DeliveryResult(again, "sent", "p"))
         assert await rows(connection) == [(1, "sent", 2)]
@@ -118,7 +120,7 @@ async def test_any_number_of_attempts_can_be_counted(any_database: str) -> None:
         await store.finish_delivery(DeliveryResult(first, "pending"))
         await connection.execute("update deliveries set attempts = 32767")
         await make_due(connection)
-        (again,) = await outbox.due_deliveries(store.database, KEYED)
+        (again,) = await outbox.due_deliveries(store.database, HERE, KEYED)
         assert again.attempt == 32768
         await store.finish_delivery(DeliveryResult(again, "sent", "p"))
         assert await rows(connection) == [(1, "sent", 32768)]
@@ -128,7 +130,7 @@ async def test_the_result_of_an_older_attempt_changes_nothing_and_takes_nothing(
     async with opened(any_database) as store, looking(any_database) as connection:
         slow = await first_part(store, parts=2)
         await make_due(connection)
-        (quick,) = await outbox.due_deliveries(store.database, KEYED)
+        (quick,) = await outbox.due_deliveries(store.database, HERE, KEYED)
         for status, ends in (("failed", False), ("sent", False), ("failed", True)):
             assert await store.finish_delivery(DeliveryResult(slow, status, error="too late", ends=ends)) is None
         assert await rows(connection) == [(1, "sending", 2), (2, "pending", 0)]
@@ -185,12 +187,12 @@ async def test_what_follows_waits_while_one_is_tried_again(any_database: str) ->
         assert await replied(store) is None
         await connection.execute("update deliveries set next_attempt_at = now() - interval '1 s' where status <> "
                                  "'pending' or attempts = 0")  # fmt: skip
-        assert await outbox.due_deliveries(store.database, KEYED) == []
+        assert await outbox.due_deliveries(store.database, HERE, KEYED) == []
         off = await connection.fetch("select next_attempt_at > now() as off from deliveries")
         assert [row["off"] for row in off] == [True, True, True], "put off, so that the sweep need not look each time"
         assert [row[1:] for row in await rows(connection)] == [("pending", 1), ("pending", 0), ("pending", 0)]
         await make_due(connection)
-        (again,) = await outbox.due_deliveries(store.database, KEYED)
+        (again,) = await outbox.due_deliveries(store.database, HERE, KEYED)
         assert await send_all(store, again) == [(2, 1), (2, 2), (4, 1)]
     await assert_consistent(any_database)
 
@@ -208,7 +210,7 @@ async def test_after_one_that_ends_the_conversation_all_that_follow_fail(any_dat
         )
         assert [tuple(row) for row in found] == [("sent", None), *[("failed", "blocked")] * 3]
         await make_due(connection)
-        (again,) = await outbox.due_deliveries(store.database, KEYED)
+        (again,) = await outbox.due_deliveries(store.database, HERE, KEYED)
         assert again.address == other.address
         assert (await first_part(store)).part == 1, "a later reply is tried"
     await assert_consistent(any_database)
@@ -267,7 +269,7 @@ async def test_a_reply_that_is_stored_while_the_one_before_it_ends_is_soon_found
         soon = "next_attempt_at <= clock_timestamp() + interval '10 s'"
         assert await sender.fetchval(f"select {soon} from deliveries where status = 'pending'")
         await make_due(sender)
-        assert places(await outbox.due_deliveries(store.database, UNKEYED)) == [(4, 1)]
+        assert places(await outbox.due_deliveries(store.database, HERE, UNKEYED)) == [(4, 1)]
     await assert_consistent(any_database)
 
 
@@ -277,12 +279,12 @@ async def test_a_reply_that_is_stored_while_the_one_before_it_ends_is_soon_found
 async def test_what_a_dead_sender_left_is_sent_again_where_the_platform_takes_a_key(any_database: str) -> None:
     async with opened(any_database) as store, looking(any_database) as connection:
         lost = await first_part(store, parts=2)
-        assert await outbox.due_deliveries(store.database, KEYED) == [], "its sender may still be at it"
+        assert await outbox.due_deliveries(store.database, HERE, KEYED) == [], "its sender may still be at it"
         await make_due(connection)
-        assert await outbox.due_deliveries(store.database, KEYED) == [replace(lost, attempt=2)]
-        assert await outbox.due_deliveries(store.database, KEYED) == []
+        assert await outbox.due_deliveries(store.database, HERE, KEYED) == [replace(lost, attempt=2)]
+        assert await outbox.due_deliveries(store.database, HERE, KEYED) == []
         await make_due(connection)
-        (again,) = await outbox.due_deliveries(store.database, KEYED)
+        (again,) = await outbox.due_deliveries(store.database, HERE, KEYED)
         assert again == replace(lost, attempt=3)
         assert await send_all(store, again) == [(2, 1), (2, 2)]
     await assert_consistent(any_database)
@@ -292,11 +294,11 @@ async def test_what_a_dead_sender_left_is_unknown_where_the_platform_takes_no_ke
     async with opened(any_database) as store, looking(any_database) as connection:
         await first_part(store, parts=2)
         await make_due(connection)
-        assert await outbox.due_deliveries(store.database, UNKEYED) == []
+        assert await outbox.due_deliveries(store.database, HERE, UNKEYED) == []
         assert (await rows(connection))[0] == (1, "unknown", 2)
         assert "before it heard" in await connection.fetchval("select error from deliveries where part = 1")
         await make_due(connection)
-        (second,) = await outbox.due_deliveries(store.database, UNKEYED)
+        (second,) = await outbox.due_deliveries(store.database, HERE, UNKEYED)
         assert (second.part, second.attempt) == (2, 1), "what follows was never sent"
         assert await send_all(store, second) == [(2, 2)]
         assert await rows(connection) == [(1, "unknown", 2), (2, "sent", 1)]
@@ -308,7 +310,7 @@ async def test_a_sender_that_dies_after_it_was_given_the_next_part(any_database:
         first = await first_part(store, parts=3)
         assert await store.finish_delivery(DeliveryResult(first, "sent", "p")) is not None
         await make_due(connection)
-        (again,) = await outbox.due_deliveries(store.database, KEYED)
+        (again,) = await outbox.due_deliveries(store.database, HERE, KEYED)
         assert (again.part, again.attempt) == (2, 2)
         assert await send_all(store, again) == [(2, 2), (2, 3)]
         assert await rows(connection) == [(1, "sent", 1), (2, "sent", 2), (3, "sent", 1)]
@@ -322,14 +324,14 @@ async def test_a_reply_that_was_shown_as_it_grew_is_changed_again(any_database: 
         found = await connection.fetch("select platform_message_id from deliveries order by part")
         assert [row[0] for row in found] == ["shown\ufffd", None]
         await make_due(connection)
-        (again,) = await outbox.due_deliveries(store.database, UNKEYED)
+        (again,) = await outbox.due_deliveries(store.database, HERE, UNKEYED)
         assert again == replace(first, attempt=2, replaces="shown\ufffd")
         second = await store.finish_delivery(DeliveryResult(again, "sent"))
         assert second is not None
         assert second.replaces is None
         assert await connection.fetchval("select platform_message_id from deliveries where part = 1") == "shown\ufffd"
         await make_due(connection)
-        assert await outbox.due_deliveries(store.database, UNKEYED) == []
+        assert await outbox.due_deliveries(store.database, HERE, UNKEYED) == []
         assert await rows(connection) == [(1, "sent", 2), (2, "unknown", 2)], "only the first replaces what was shown"
     await assert_consistent(any_database)
 
@@ -356,10 +358,10 @@ async def test_due_deliveries_come_longest_due_first(database: str) -> None:
                 chat(number).id,
                 minutes,
             )
-        taken = await outbox.due_deliveries(store.database, KEYED, 2)
+        taken = await outbox.due_deliveries(store.database, HERE, KEYED, 2)
         assert {delivery.address for delivery in taken} == {chat(2), chat(0)}
         assert taken == sorted(taken, key=lambda each: (each.conversation_id, each.seq, each.part))
-        rest = await outbox.due_deliveries(store.database, KEYED, 100)
+        rest = await outbox.due_deliveries(store.database, HERE, KEYED, 100)
         assert {delivery.address for delivery in rest} == {chat(1), chat(3)}
 
 
@@ -368,11 +370,24 @@ async def test_the_due_deliveries_of_one_conversation(any_database: str) -> None
         for number in range(3):
             await first_part(store, chat(number), parts=2)
         await make_due(connection)
-        (taken,) = await outbox.due_deliveries(store.database, KEYED, conversation=chat(1).id)
+        (taken,) = await outbox.due_deliveries(store.database, HERE, KEYED, conversation=chat(1).id)
         assert taken.address == chat(1)
-        assert await outbox.due_deliveries(store.database, KEYED, conversation=chat("none").id) == []
-        rest = await outbox.due_deliveries(store.database, KEYED)
+        assert await outbox.due_deliveries(store.database, HERE, KEYED, conversation=chat("none").id) == []
+        rest = await outbox.due_deliveries(store.database, HERE, KEYED)
         assert {delivery.address for delivery in rest} == {chat(0), chat(2)}
+
+
+async def test_the_due_deliveries_of_the_given_accounts(any_database: str) -> None:
+    places = [replace(CHAT, platform=platform, account=account) for platform, account in ACCOUNTS]
+    async with opened(any_database) as store, looking(any_database) as connection:
+        for place in places:
+            await first_part(store, place)
+        await make_due(connection)
+        for served in ([], [("slack", "none")]):
+            assert await outbox.due_deliveries(store.database, served, UNKEYED) == []
+        assert await rows(connection) == [(1, "sending", 1)] * 4, "those of others are not even lost"
+        taken = await outbox.due_deliveries(store.database, [ACCOUNTS[1], ACCOUNTS[2]], [*KEYED, "slack"])
+        assert {delivery.address for delivery in taken} == {places[1], places[2]}
 
 
 async def test_two_processes_never_take_the_same_delivery(any_database: str) -> None:
@@ -381,14 +396,14 @@ async def test_two_processes_never_take_the_same_delivery(any_database: str) -> 
             await first_part(stores[0], chat(number), parts=2)
         await make_due(connection)
         taken = await asyncio.gather(
-            *(outbox.due_deliveries(store.database, KEYED, 3) for store in stores for _ in range(5))
+            *(outbox.due_deliveries(store.database, HERE, KEYED, 3) for store in stores for _ in range(5))
         )
         all_taken = [(each.conversation_id, each.part) for batch in taken for each in batch]
-        while more := await outbox.due_deliveries(stores[0].database, KEYED, 7):
+        while more := await outbox.due_deliveries(stores[0].database, HERE, KEYED, 7):
             all_taken += [(each.conversation_id, each.part) for each in more]
         # A small batch may have been full of second parts, which are put off.
         await connection.execute("update deliveries set next_attempt_at = now() where status = 'pending'")
-        assert await outbox.due_deliveries(stores[0].database, KEYED) == []
+        assert await outbox.due_deliveries(stores[0].database, HERE, KEYED) == []
         assert sorted(all_taken) == sorted((chat(number).id, 1) for number in range(30))
         assert set(await rows(connection)) == {(1, "sending", 2), (2, "pending", 0)}
     await assert_consistent(any_database)
@@ -401,8 +416,8 @@ async def test_a_delivery_that_another_process_is_taking_is_left_to_it(database:
         await make_due(connection)
         async with other.transaction():
             await other.execute("select from deliveries where conversation_id = $1 for update", chat(1).id)
-            assert [each.address for each in await outbox.due_deliveries(store.database, KEYED)] == [chat(2)]
-        assert [each.address for each in await outbox.due_deliveries(store.database, KEYED)] == [chat(1)]
+            assert [each.address for each in await outbox.due_deliveries(store.database, HERE, KEYED)] == [chat(2)]
+        assert [each.address for each in await outbox.due_deliveries(store.database, HERE, KEYED)] == [chat(1)]
     await assert_consistent(database)
 
 
@@ -412,7 +427,7 @@ async def test_many_senders_that_say_the_same_result_get_one_next_delivery(any_d
         firsts = [await first_part(stores[0], chat(number), parts=2) for number in range(10)]
         told = await asyncio.gather(
             *(store.finish_delivery(DeliveryResult(each, "sent")) for each in firsts for store in stores),
-            *(outbox.due_deliveries(store.database, KEYED) for store in stores),
+            *(outbox.due_deliveries(store.database, HERE, KEYED) for store in stores),
         )
         following = [each for each in told if isinstance(each, Delivery)]
         assert sorted(each.address.conversation for each in following) == [f"chat-{n}" for n in range(10)]

@@ -380,6 +380,27 @@ async def test_an_endless_id_is_refused_and_harms_nobody_else(database: str, fie
 # Users.
 
 
+async def test_a_session_belongs_to_who_wrote_first_in_it(any_database: str) -> None:
+    async def owner(receipt: Receipt) -> str | None:
+        session = await sessions.get_session(store.database, receipt.session_id)
+        assert session is not None
+        return session.user_id
+
+    def joined(to: Address) -> messages.Arrival:
+        return said(to=to, user=User("admin"), content_type="event", skip_reason="event")
+
+    async with opened(any_database) as store:
+        receipt = await store.receive(joined(CHAT))
+        assert await owner(receipt) is None
+        for user in (User("bob"), ADA):
+            assert (await store.receive(said(user=user))).session_id == receipt.session_id
+            assert await owner(receipt) == "bob"
+        assert (await claimed(store)).user_id == "bob"
+        both = await messages.receive(store.database, [joined(chat(1)), said(to=chat(1), user=User("bob"))])
+        assert [await owner(each) for each in both] == ["bob", "bob"]
+    await assert_consistent(any_database)
+
+
 async def test_a_user_is_written_on_change_only(any_database: str) -> None:
     async def row() -> asyncpg.Record:
         return await connection.fetchrow("select *, xmin::text as version from users")

@@ -3,15 +3,18 @@
 import asyncio
 import random
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 
 from chat_bridge.model import Address, BusyPolicy, Turn, TurnOutcome, User
-from chat_bridge.storage import sessions, turns
+from chat_bridge.storage import outbox, sessions, turns
 from chat_bridge.storage.store import Store
-from chat_bridge.storage.turns import Completion
+from chat_bridge.storage.turns import Completed, Completion
 from tests.storage.dialogue import (
+    ACCOUNTS,
     CHAT,
+    HERE,
     answer_all,
     assert_consistent,
     chat,
@@ -21,6 +24,7 @@ from tests.storage.dialogue import (
     ending,
     holding_sessions,
     looking,
+    make_due,
     opened,
     opened_often,
     said,
@@ -257,6 +261,36 @@ async def test_an_error_is_told_at_most_once_a_minute(any_database: str) -> None
     await assert_consistent(any_database)
 
 
+@pytest.mark.parametrize("new_session", [False, True])
+async def test_a_reply_whose_commit_was_not_heard_of_is_found(any_database: str, new_session: bool) -> None:
+    async with opened(any_database) as store, looking(any_database) as connection:
+        await store.receive(said())
+        completion = ending(await claimed(store), parts=2)
+        assert await turns.stored_reply(store.database, completion) is None
+        done = await store.complete(completion, follow_with_new_session=new_session)
+        assert done is not None
+        assert done.send_key is not None
+        assert await turns.stored_reply(store.database, completion) == replace(done, more=True)
+        await make_due(connection)
+        assert len(await outbox.due_deliveries(store.database, HERE, ["webchat"])) == 1
+        found = await turns.stored_reply(store.database, completion)
+        assert found == Completed(done.seq, more=True, send_key=None), "another sends it"
+
+
+async def test_there_is_no_stored_reply_of_a_turn_that_was_lost_or_said_nothing(database: str) -> None:
+    async with opened(database) as store:
+        await store.receive(said())
+        lost = ending(await claimed(store))
+        await turns.supersede(store.database, CHAT.id, "taken away")
+        assert await store.complete(lost) is None
+        await store.complete(ending(await claimed(store), "of another"))
+        assert await turns.stored_reply(store.database, lost) is None
+        await store.receive(said())
+        silent = Completion(await claimed(store), TurnOutcome.EMPTY)
+        assert await store.complete(silent) is not None
+        assert await turns.stored_reply(store.database, silent) is None
+
+
 # What was shown of an answer as it grew.
 
 
@@ -269,17 +303,17 @@ async def test_whoever_answers_in_the_end_knows_what_is_shown(any_database: str)
     async with opened(any_database) as store:
         await store.receive(said())
         turn = await claimed(store)
-        await turns.note_preview(store.database, turn, "shown\x00")
+        assert await turns.note(store.database, turn, {"preview": "shown\x00", "other": 1})
         await turns.supersede(store.database, CHAT.id, "the worker died", turn.id)
         following = await claimed(store)
-        assert following.metadata == {"preview": "shown\ufffd"}
-        await turns.note_preview(store.database, turn, "stale")
+        assert following.metadata == {"preview": "shown\ufffd", "other": 1}
+        assert not await turns.note(store.database, turn, {"preview": "stale"})
         assert await preview(store) == "shown\ufffd"
-        await turns.note_preview(store.database, following, None)
+        assert await turns.note(store.database, following, {"preview": None})
         assert await preview(store) is None
         await store.complete(ending(following))
         for ended in (turn, following):
-            await turns.note_preview(store.database, ended, "stale")
+            assert not await turns.note(store.database, ended, {"preview": "stale"})
         assert await preview(store) is None
     await assert_consistent(any_database)
 
@@ -291,10 +325,10 @@ async def test_a_note_that_waits_while_its_turn_ends_is_dropped(any_database: st
         async with holding_sessions(any_database) as connection:
             completing = asyncio.ensure_future(one.complete(ending(turn, session_metadata={"preview": None})))
             await waiters(connection, 1)
-            noting = asyncio.ensure_future(turns.note_preview(other.database, turn, "stale"))
+            noting = asyncio.ensure_future(turns.note(other.database, turn, {"preview": "stale"}))
             await waiters(connection, 2)
         assert await completing is not None
-        await noting
+        assert not await noting
         assert await preview(one) is None
     await assert_consistent(any_database)
 
@@ -307,7 +341,7 @@ async def test_noting_and_ending_and_renewing_at_once_never_deadlocks(database: 
             turn = await claimed(one)
             await asyncio.gather(
                 one.complete(ending(turn, session_metadata={"preview": None})),
-                *(turns.note_preview(store.database, turn, "shown") for store in (one, other)),
+                *(turns.note(store.database, turn, {"preview": "shown"}) for store in (one, other)),
                 turns.renew(other.database, [turn], 30),
                 turns.recover(other.database),
             )
@@ -378,12 +412,22 @@ async def test_pending_conversations_are_found_longest_waiting_first(any_databas
         running = await claimed(store, chat(0))
         await answer_all(store, chat(3))
         found = [(chat(2).id, "webchat"), (chat(1).id, "webchat")]
-        assert await turns.find_pending(store.database, [CHAT.platform]) == found
-        assert await turns.find_pending(store.database, [CHAT.platform], 1) == found[:1]
+        assert await turns.find_pending(store.database, HERE) == found
+        assert await turns.find_pending(store.database, HERE, 1) == found[:1]
         await turns.supersede(store.database, chat(0).id, "", running.id)
-        assert {conversation for conversation, _ in await turns.find_pending(store.database, [CHAT.platform])} == {
+        assert {conversation for conversation, _ in await turns.find_pending(store.database, HERE)} == {
             chat(number).id for number in range(3)
         }
+
+
+async def test_only_the_given_accounts_are_found(any_database: str) -> None:
+    places = [replace(CHAT, platform=platform, account=account) for platform, account in ACCOUNTS]
+    async with opened(any_database) as store:
+        for place in places:
+            await store.receive(said(to=place))
+        found = await turns.find_pending(store.database, [ACCOUNTS[1], ACCOUNTS[2]])
+        assert found == [(places[1].id, "slack"), (places[2].id, "webchat")]
+        assert await turns.find_pending(store.database, []) == []
 
 
 async def test_closing_a_session_cancels_its_turn_and_what_waits(any_database: str) -> None:
@@ -396,7 +440,7 @@ async def test_closing_a_session_cancels_its_turn_and_what_waits(any_database: s
         for new_session in (False, True):
             assert await store.complete(ending(turn, "stale"), follow_with_new_session=new_session) is None
         assert await store.claim(wish()) is None
-        assert await turns.find_pending(store.database, [CHAT.platform]) == []
+        assert await turns.find_pending(store.database, HERE) == []
         await store.receive(said("new"))
         assert texts(await claimed(store)) == ["new"]
         assert [(m.text, m.seq, m.status, m.metadata) for m in await store.history(CHAT.id)] == [

@@ -62,7 +62,8 @@ class Receiver:
         if event.moved_from is not None:
             await self._move(event)
         elif event.group and (new := await sessions.moved_to(self._store.database, event.address)) is not None:
-            event = replace(event, address=new)  # a late redelivery
+            # A late redelivery. Its id on the platform means another message there.
+            event = replace(event, address=new, platform_message_id=None)
         if event.kind in (EventKind.EDIT, EventKind.DELETE) and (receipt := await self._edit(event)) is not None:
             self._tell(event, receipt)
             return receipt
@@ -126,7 +127,8 @@ class Receiver:
         if self._access.get(new.platform, Access()).names_group(old.conversation):
             log.warning("access.group_moved", old=old.conversation, new=new.conversation, effect="put in the new id")
         await self._workers.stop(old.id, Seq(MAX_SEQ), "lost")
-        self._workers.wake(new.id, new.platform)
+        for where in (new.id, old.id):  # where the new id was in use already, what waits stays
+            self._workers.wake(where, new.platform)
 
     async def _close(self, address: Address, receipt: Receipt) -> None:
         """Close what the bot can't be heard in any more: a chat with all its threads. A late redelivery closes

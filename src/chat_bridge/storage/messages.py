@@ -229,7 +229,8 @@ async def add_to_album(database: Database, arrival: Arrival) -> Receipt | Litera
 async def overheard(
     database: Database, conversation: ConversationId, session: SessionId, before: Seq, limit: int = 50
 ) -> Sequence[PendingMessage]:
-    """What was said in a group since the last answer and not to the bot, before a message: the newest, oldest first."""
+    """What was said in a group since the agent last heard it and not to the bot, before a message: the newest, oldest
+    first."""
     rows = await database.fetch("overheard", conversation, session, before, limit)
     return [pending_message(row) for row in reversed(rows)]
 

@@ -52,9 +52,9 @@ join sessions s on s.conversation_id = m.conversation_id and s.id = m.session_id
 
 -- name: due_deliveries
 -- Take deliveries of these accounts ($4, $5) that are due (of all conversations, or of $3): waiting for a retry, or left
--- in `sending` by a worker that died. The latter may have been sent: unless sending again is safe ($2 lists the platforms where it always is, and
--- a message that is changed may be changed twice) they become `unknown`, for a person to see. One whose predecessor is
--- not final is put off until after that.
+-- in `sending` by a worker that died. The latter may have been sent: unless sending again is safe ($2 lists the
+-- platforms where it always is, and a message that is changed may be changed twice) they become `unknown`, for a person
+-- to see. One whose predecessor is not final is put off until after that.
 with due as materialized (
   select d.conversation_id, d.seq, d.part, s.platform, s.account, s.platform_conversation_id, s.thread,
     m.id, m.content_text, m.metadata, d.status, before.next_attempt_at as not_before,

@@ -217,13 +217,37 @@ select platform_conversation_id from moves where conversation_id = $1;
 -- name: follow_conversation
 -- The new id is in use already: the old sessions stay where they are, send to the new id, and precede the first one there.
 -- What the agent remembers stays the old owner's. A session that is older than all of them has none before it.
-with old as (
+-- As in a move, a turn that runs is taken away, and the platform's ids of messages mean others there.
+with moved as (
   update sessions
   set platform_conversation_id = $3,
     metadata = jsonb_build_object('resource', platform || ':' || account || ':' || platform_conversation_id) || metadata
-  where conversation_id = $1
+      - 'preview'
+  where conversation_id = $1 and platform_conversation_id <> $3
   returning id
+), turn as (
+  update turns t
+  set status = 'superseded', outcome = 'superseded', error = 'the conversation moved', finished_at = clock_timestamp()
+  from moved
+  where t.conversation_id = $1 and t.session_id = moved.id and t.finished_at is null
+), message as (
+  update messages m
+  set platform_message_id = null,
+    metadata = case when m.direction = 'outbound' then m.metadata - 'reply_to' else m.metadata end
+  from moved
+  where m.conversation_id = $1 and m.session_id = moved.id
+), held as materialized (
+  select d.seq, d.part
+  from deliveries d
+  where d.conversation_id = $1 and d.status in ('pending', 'sending') and exists (select from moved)
+  order by d.seq, d.part
+  for update
+), delivery as (
+  update deliveries d
+  set platform_message_id = null
+  from held h
+  where d.conversation_id = $1 and d.seq = h.seq and d.part = h.part
 )
 update sessions s
-set parent_session_id = (select max(o.id::text)::uuid from old o where o.id < s.id)
+set parent_session_id = (select max(o.id::text)::uuid from sessions o where o.conversation_id = $1 and o.id < s.id)
 where s.conversation_id = $2 and s.parent_session_id is null;
