@@ -7,6 +7,7 @@ from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from datetime import UTC, datetime
+from types import SimpleNamespace
 from typing import Any
 
 import aiohttp
@@ -45,7 +46,7 @@ from chat_bridge.platforms.contract import (
     Unreachable,
     WebhookRequest,
 )
-from chat_bridge.platforms.rich_text import Rendered, Span
+from chat_bridge.platforms.rich_text import Rendered, Span, rich_parts
 from chat_bridge.platforms.telegram import adapter as module
 from chat_bridge.platforms.telegram import checks
 from chat_bridge.platforms.telegram import poll as poll_module
@@ -66,6 +67,22 @@ LOST = ["lost_answer", "reset_after", "html_after", "truncated"]
 def _short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("UNREACHABLE", "CONFLICT", "NOT_STORED", "REFUSED_TOKEN"):
         monkeypatch.setattr(poll_module, f"{name}_PAUSES", (0.01, 0.02))
+
+
+class Clock:
+    """The adapter's clock, which goes on only when a test says so."""
+
+    now = 1000.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(module, "time", clock)
+    return clock
 
 
 class Fake(FakeTelegram):
@@ -408,8 +425,8 @@ async def test_the_next_process_gets_what_was_not_confirmed(fake: Fake) -> None:
 
 @pytest.mark.parametrize("kind", ["server_error", "too_many_requests", "reset", "html", "truncated", "lost_answer"])
 async def test_a_failed_poll_is_repeated(fake: Fake, kind: str) -> None:
-    more = {"retry_after": 1} if kind == "too_many_requests" else {}
-    await fake.fault("getUpdates", kind, times=2, **more)
+    more = {"retry_after": 1} if kind == "too_many_requests" else {"times": 2}
+    await fake.fault("getUpdates", kind, **more)
     await fake.linh.say("one")
     inbox = Inbox()
     with capture_logs() as lines:
@@ -488,6 +505,36 @@ async def test_updates_without_an_id_do_not_stop_the_poll() -> None:
         async with polling(telegram, inbox):
             await inbox.texts(4)
     assert {event.kind for event in inbox.events} == {EventKind.UNKNOWN}
+
+
+@asynccontextmanager
+async def polling_from(result: bytes) -> AsyncGenerator[None]:
+    """A poll of something that always gives this result, at once."""
+    async with serving(WHO, closes=False) as server, using(server.url) as telegram:
+        await telegram.connect()
+        server.answer = http(b'{"ok":true,"result":' + result + b"}")
+        async with polling(telegram, Inbox()):
+            yield
+
+
+async def test_a_poll_that_is_not_held_waits_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    slept: asyncio.Queue[float] = asyncio.Queue()
+
+    async def sleep(seconds: float) -> None:
+        slept.put_nowait(seconds)
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(poll_module, "asyncio", SimpleNamespace(sleep=sleep))
+    async with polling_from(b"[]"):
+        assert await slept.get() == 1.0
+
+
+async def test_what_is_no_list_of_updates_is_a_failure() -> None:
+    with capture_logs() as lines:
+        async with polling_from(b'{"update_id":1}'):
+            while not (told := [line for line in lines if line["event"] == "telegram.unreachable"]):
+                await asyncio.sleep(0.02)
+    assert "no list" in told[0]["reason"]
 
 
 async def test_it_can_not_poll_before_it_knows_itself() -> None:
@@ -709,16 +756,19 @@ async def test_after_a_no_for_a_while_the_chat_is_left_alone(fake: Fake) -> None
         shown = await telegram.show_partial(turn, "half", None)
         assert shown.preview is None
         assert 1 < shown.wait_seconds <= 14
+        assert shown.again
         assert await methods(fake) == ["sendMessage"]
         assert isinstance(await telegram.send(part(other.id)), Sent)
 
 
-async def test_after_the_wait_the_chat_is_served_again(fake: Fake) -> None:
-    await fake.fault("sendMessage", "too_many_requests", retry_after=1)
+async def test_after_the_wait_the_chat_is_served_again(fake: Fake, clock: Clock) -> None:
+    await fake.fault("sendMessage", "too_many_requests", retry_after=14)
     async with connected(fake) as telegram:
-        while isinstance(result := await telegram.send(part(fake.linh.id)), RetryAfter):
-            await asyncio.sleep(result.seconds)
-    assert isinstance(result, Sent)
+        for passed in (0, 13):
+            clock.now += passed
+            assert isinstance(await telegram.send(part(fake.linh.id)), RetryAfter)
+        clock.now += 1
+        assert isinstance(await telegram.send(part(fake.linh.id)), Sent)
     assert await methods(fake) == ["sendMessage", "sendMessage"]
 
 
@@ -732,15 +782,29 @@ async def test_a_refused_token_keeps_the_reply(status: str) -> None:
 
 @pytest.mark.parametrize("kind", [*LOST, "server_error", "reset", "html"])
 @pytest.mark.parametrize("replaces", [None, "1"])
-async def test_a_lost_answer_may_be_a_message(fake: Fake, kind: str, replaces: str | None) -> None:
+async def test_a_lost_answer_may_be_a_message_but_no_second_edit(fake: Fake, kind: str, replaces: str | None) -> None:
     async with connected(fake) as telegram:
         await telegram.send(part(fake.linh.id, "half"))
         await fake.fault("editMessageText" if replaces else "sendMessage", kind)
         result = await telegram.send(part(fake.linh.id, "whole", replaces=replaces))
+        assert isinstance(result, RetryLater)
+        assert result.maybe_sent is (replaces is None)
+        assert SECRET not in result.error
+        assert ("whole" in await fake.linh.texts()) is (kind in LOST)
+        if replaces:
+            again = await telegram.send(part(fake.linh.id, "whole", replaces=replaces))
+            assert again == Sent(replaces, duplicate=kind in LOST)
+            assert await fake.linh.texts() == ["whole"]
+
+
+@pytest.mark.parametrize("kind", LOST)
+async def test_a_lost_answer_in_place_of_an_edit_may_be_a_message(fake: Fake, kind: str) -> None:
+    await fake.fault("editMessageText", "bad_request", description="message can't be edited")
+    await fake.fault("sendMessage", kind)
+    async with connected(fake) as telegram:
+        result = await telegram.send(part(fake.linh.id, replaces="7"))
     assert isinstance(result, RetryLater)
     assert result.maybe_sent
-    assert SECRET not in result.error
-    assert ("whole" in await fake.linh.texts()) is (kind in LOST)
 
 
 async def test_silence_may_be_a_message(fake: Fake, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -778,6 +842,19 @@ async def test_typing_is_shown_in_the_topic(fake: Fake) -> None:
     assert await asked.chat.until_typing(topic) == "typing"
 
 
+async def test_typing_waits_as_long_as_it_must_and_holds_nothing_else_up(fake: Fake, clock: Clock) -> None:
+    await fake.fault("sendChatAction", "too_many_requests", retry_after=7)
+    turn = turn_in(fake.linh.id)
+    async with connected(fake) as telegram:
+        await telegram.show_typing(turn)
+        clock.now += 6
+        await telegram.show_typing(turn)
+        assert isinstance(await telegram.send(part(fake.linh.id)), Sent)
+        clock.now += 1
+        await telegram.show_typing(turn)
+    assert await methods(fake) == ["sendChatAction", "sendMessage", "sendChatAction"]
+
+
 async def test_showing_never_fails() -> None:
     async with using(f"http://127.0.0.1:{unused_port()}") as telegram:
         for turn in (turn_in(USER), turn_in(-1002234567890)):
@@ -787,11 +864,12 @@ async def test_showing_never_fails() -> None:
             await telegram.show_end(turn, TurnOutcome.ERROR, None, "7")
 
 
-async def test_in_a_private_chat_a_draft_grows(fake: Fake) -> None:
+async def test_in_a_private_chat_a_draft_grows(fake: Fake, clock: Clock) -> None:
     turn = turn_in(fake.linh.id)
     async with connected(fake) as telegram:
         for text in ("", " \n", "**ha", "**half**", "**half**", "**half** and more"):
-            assert await telegram.show_partial(turn, text, None) == Shown(None, 1.1)
+            assert await telegram.show_partial(turn, text, None) == Shown(None, 1.1, again=True)
+            clock.now += 2
         await telegram.show_partial(turn_in(fake.linh.id), "another", None)
         await telegram.show_end(turn, TurnOutcome.ANSWERED, None, None)
     *drafts, another = await calls(fake, "sendMessageDraft")
@@ -802,46 +880,84 @@ async def test_in_a_private_chat_a_draft_grows(fake: Fake) -> None:
     assert set(await methods(fake)) == {"sendMessageDraft"}
 
 
+async def test_a_draft_is_shown_again_before_telegram_forgets_it(fake: Fake, clock: Clock) -> None:
+    turn = turn_in(fake.linh.id)
+    async with connected(fake) as telegram:
+        for passed in (0, 19, 2, 19):
+            clock.now += passed
+            assert (await telegram.show_partial(turn, "half", None)).again
+    one, two = await calls(fake, "sendMessageDraft")
+    assert one == two
+
+
+@pytest.mark.parametrize(("in_group", "pause"), [(False, 1.1), (True, 3.1)])
+async def test_all_answers_in_a_chat_share_its_pace(fake: Fake, clock: Clock, in_group: bool, pause: float) -> None:
+    chat = (await fake.group("Ops")).id if in_group else fake.linh.id
+    elsewhere = await fake.group("Elsewhere")
+    one, two = turn_in(chat), turn_in(chat)
+    async with connected(fake) as telegram:
+        assert (await telegram.show_partial(one, "one", None)).wait_seconds == pause
+        clock.now += 1
+        waiting = await telegram.show_partial(two, "two", None)
+        assert (waiting.wait_seconds, waiting.again) == (pytest.approx(pause - 1), True)
+        await telegram.show_partial(turn_in(elsewhere.id), "elsewhere", None)
+        assert isinstance(await telegram.send(part(chat, "one!")), Sent)
+        clock.now += pause - 0.5
+        assert (await telegram.show_partial(two, "two", None)).wait_seconds == pytest.approx(0.5)
+        clock.now += 1
+        await telegram.show_partial(two, "two", None)
+    sent = await calls(fake, "sendMessage", "sendMessageDraft")
+    assert [call["text"] for call in sent] == ["one", "elsewhere", "one!", "two"]
+
+
 @pytest.mark.parametrize("refused", ["TEXTDRAFT_PEER_INVALID", "method is available only for some bots"])
-async def test_without_drafts_a_message_grows(fake: Fake, refused: str) -> None:
+async def test_without_drafts_a_message_grows(fake: Fake, clock: Clock, refused: str) -> None:
     await fake.fault("sendMessageDraft", "bad_request", description=refused)
     turn = turn_in(fake.linh.id, asked="7")
     async with connected(fake) as telegram:
-        assert await telegram.show_partial(turn, "a", None) == Shown(None, 1.1)
+        assert await telegram.show_partial(turn, "a", None) == Shown(None, 1.1, again=True)
+        clock.now += 2
         shown = await telegram.show_partial(turn, "a", None)
         assert shown.preview is not None
+        assert not shown.again
+        clock.now += 30
+        assert await telegram.show_partial(turn, "a", shown.preview) == shown
         assert await telegram.show_partial(turn, "a b", shown.preview) == shown
+        clock.now += 2
         await telegram.show_partial(turn_in(fake.linh.id), "other", None)
     assert await methods(fake) == ["sendMessageDraft", "sendMessage", "editMessageText", "sendMessage"]
     assert "reply_parameters" not in (await calls(fake, "sendMessage"))[0]
 
 
-async def test_a_server_that_knows_no_drafts_is_asked_once() -> None:
+async def test_a_server_that_knows_no_drafts_is_asked_once(clock: Clock) -> None:
     answer = refusal("404 Not Found", "Not Found: method not found")
     async with serving(answer, closes=False) as server, using(server.url) as telegram:
-        await telegram.show_partial(turn_in(USER), "a", None)
-        await telegram.show_partial(turn_in(USER), "a", None)
+        for _ in range(2):
+            await telegram.show_partial(turn_in(USER), "a", None)
+            clock.now += 2
     assert [line.split()[1].rpartition("/")[2] for line, *_ in server.requests] == ["sendMessageDraft", "sendMessage"]
 
 
-async def test_a_draft_that_fails_otherwise_is_tried_again(fake: Fake) -> None:
+async def test_a_draft_that_fails_otherwise_is_tried_again(fake: Fake, clock: Clock) -> None:
     await fake.fault("sendMessageDraft", "server_error")
     turn = turn_in(fake.linh.id)
     async with connected(fake) as telegram:
-        assert (await telegram.show_partial(turn, "a", None)).wait_seconds > 1.1
-        assert await telegram.show_partial(turn, "a", None) == Shown(None, 1.1)
+        assert await telegram.show_partial(turn, "a", None) == Shown(None, 10.0, again=True)
+        clock.now += 10
+        assert await telegram.show_partial(turn, "a", None) == Shown(None, 1.1, again=True)
     assert await methods(fake) == ["sendMessageDraft"] * 2
 
 
-async def test_in_a_group_a_message_grows(fake: Fake) -> None:
+async def test_in_a_group_a_message_grows(fake: Fake, clock: Clock) -> None:
     asked = await ask_in_topic(fake)
     topic = asked.body["message_thread_id"]
     turn = turn_in(asked.chat.id, str(topic), asked=str(asked.id))
     async with connected(fake) as telegram:
         assert await telegram.show_partial(turn, " ", None) == Shown(None, 3.1)
         first = await telegram.show_partial(turn, "**ha**", None)
-        assert first.wait_seconds == 3.1
+        assert (first.wait_seconds, first.again) == (3.1, False)
         for text in ("**ha**", "**half**", "**half**"):
+            clock.now += 30
             assert await telegram.show_partial(turn, text, first.preview) == first
         await telegram.show_end(turn, TurnOutcome.ANSWERED, None, None)
     assert await methods(fake) == ["sendMessage", "editMessageText"]
@@ -851,34 +967,67 @@ async def test_in_a_group_a_message_grows(fake: Fake) -> None:
     assert (message.reply_to, message.body["message_thread_id"]) == (asked.id, topic)
 
 
-async def test_only_the_first_part_of_a_long_answer_is_shown(fake: Fake) -> None:
+async def test_of_a_long_answer_a_draft_shows_the_end(fake: Fake, clock: Clock) -> None:
     turn = turn_in(fake.linh.id)
+    paragraph = "word " * 2000
     async with connected(fake) as telegram:
-        for words in (1000, 1500, 2000):
-            await telegram.show_partial(turn, "word " * words, None)
-    drafts = await calls(fake, "sendMessageDraft")
-    assert 1 <= len(drafts) <= 2
-    assert len(drafts[-1]["text"]) <= 4096
+        for text in ("".join(f"Line {number}.\n" for number in range(2000)), paragraph, f"{paragraph}\n\nThe end"):
+            await telegram.show_partial(turn, text, None)
+            clock.now += 2
+    lines, words, end = [draft["text"] for draft in await calls(fake, "sendMessageDraft")]
+    assert lines.startswith("Line 1")
+    assert lines.endswith("\nLine 1999.")
+    assert end.endswith("word\n\nThe end")
+    for text in (lines, words, end):
+        assert 2048 < len(text) <= 4096
+
+
+async def test_of_a_long_answer_a_group_sees_the_first_part(fake: Fake) -> None:
+    group = await fake.group("Ops")
+    answer = "**👋🏽** " * 3000
+    async with connected(fake) as telegram:
+        await telegram.show_partial(turn_in(group.id), answer, None)
+        assert await group.texts() == [telegram.render(answer)[0].text]
+
+
+async def test_of_a_long_answer_little_is_rendered_to_show_it(
+    fake: Fake, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looked_at: list[int] = []
+
+    def parts(text: str, *arguments: Any, **options: Any) -> Sequence[Rendered]:
+        looked_at.append(len(text))
+        return rich_parts(text, *arguments, **options)
+
+    monkeypatch.setattr(module, "rich_parts", parts)
+    group = await fake.group("Ops")
+    async with connected(fake) as telegram:
+        for chat in (fake.linh.id, group.id):
+            await telegram.show_partial(turn_in(chat), "word " * 20_000, None)
+    assert len(looked_at) == 2
+    assert max(looked_at) <= 2 * 4096
 
 
 @pytest.mark.parametrize("kind", [*LOST, "html", "reset"])
-async def test_a_first_message_that_may_be_there_is_not_sent_twice(fake: Fake, kind: str) -> None:
+async def test_a_first_message_that_may_be_there_is_not_sent_twice(fake: Fake, clock: Clock, kind: str) -> None:
     group = await fake.group("Ops")
     await fake.fault("sendMessage", kind)
     turn = turn_in(group.id)
     async with connected(fake) as telegram:
         for text in ("a", "a b"):
             assert await telegram.show_partial(turn, text, None) == Shown(None, 3600.0)
+            clock.now += 4
         assert (await telegram.show_partial(turn_in(group.id), "another", None)).preview is not None
     assert await methods(fake) == ["sendMessage"] * 2
 
 
-async def test_a_preview_that_somebody_deleted_is_forgotten(fake: Fake) -> None:
+async def test_a_preview_that_somebody_deleted_is_forgotten(fake: Fake, clock: Clock) -> None:
     group = await fake.group("Ops")
     turn = turn_in(group.id)
     async with connected(fake) as telegram:
         shown = await telegram.show_partial(turn, "a", "999999")
-        assert shown == Shown(None, 3.1)
+        assert shown == Shown(None, 3.1, again=True)
+        clock.now += 4
         assert (await telegram.show_partial(turn, "a", None)).preview is not None
 
 
@@ -890,18 +1039,20 @@ async def test_a_text_that_is_shown_already_is_shown(fake: Fake) -> None:
         assert await two.show_partial(turn, "a", shown.preview) == shown
 
 
-async def test_a_preview_that_is_refused_costs_a_longer_wait_only(fake: Fake) -> None:
+async def test_a_preview_that_is_refused_costs_a_longer_wait_only(fake: Fake, clock: Clock) -> None:
     group = await fake.group("Ops")
     turn = turn_in(group.id)
     await fake.fault("editMessageText", "too_many_requests", retry_after=7)
     async with connected(fake) as telegram:
         first = await telegram.show_partial(turn, "a", None)
-        assert await telegram.show_partial(turn, "a b", first.preview) == Shown(first.preview, 7.0)
+        clock.now += 4
+        assert await telegram.show_partial(turn, "a b", first.preview) == Shown(first.preview, 7.0, again=True)
+        clock.now += 7
+        assert await telegram.show_partial(turn, "a b", first.preview) == first
     other = turn_in(group.id)
     await fake.fault("sendMessage", "bad_request", description="not enough rights to send text messages to the chat")
     async with connected(fake) as telegram:
-        shown = await telegram.show_partial(other, "a", None)
-        assert (shown.preview, shown.wait_seconds > 3.1) == (None, True)
+        assert await telegram.show_partial(other, "a", None) == Shown(None, 10.0)
 
 
 async def test_a_preview_that_became_no_reply_is_deleted(fake: Fake) -> None:
@@ -997,6 +1148,23 @@ async def test_what_it_sees_of_groups_is_told(rights: dict[str, bool], words: st
     assert words in texts(findings, "ok")
 
 
+@pytest.mark.parametrize(("sees_all", "told"), [(False, True), (True, False)])
+async def test_privacy_mode_is_told_if_everything_is_to_be_answered(sees_all: bool, told: bool) -> None:
+    me = {"id": int(BOT), "username": "bridge_bot", "can_join_groups": True, "can_read_all_group_messages": sees_all}
+    answer = http(json.dumps({"ok": True, "result": me}).encode())
+    async with serving(answer, closes=False) as server, using(server.url, wants_all=True) as telegram:
+        found = texts(await telegram.check(), "warning")
+    assert ("TELEGRAM_GROUPS=always" in found, "/setprivacy" in found) == (told, told)
+
+
+@pytest.mark.parametrize(("waiting", "status"), [(99, "ok"), (100, "warning")])
+async def test_many_waiting_updates_are_told(waiting: int, status: str) -> None:
+    info = {"id": int(BOT), "username": "bridge_bot", "url": "", "pending_update_count": waiting}
+    answer = http(json.dumps({"ok": True, "result": info}).encode())
+    async with serving(answer, closes=False) as server, using(server.url) as telegram:
+        assert f"{waiting} wait at Telegram" in texts(await telegram.check(), status)
+
+
 async def test_a_wrong_clock_is_told() -> None:
     answer = WHO.replace(b"\r\n\r\n", b"\r\nDate: Thu, 01 Jan 2026 00:00:00 GMT\r\n\r\n")
     async with serving(answer, closes=False) as server, using(server.url) as telegram:
@@ -1012,7 +1180,7 @@ async def test_a_wrong_token_and_no_telegram_are_problems() -> None:
     assert SECRET not in found
 
 
-async def test_the_log_never_holds_the_token(fake: Fake, caplog: pytest.LogCaptureFixture) -> None:
+async def test_the_log_never_holds_the_token(fake: Fake, clock: Clock, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG)
     with capture_logs() as lines:
         async with connected(fake) as telegram:
@@ -1020,6 +1188,7 @@ async def test_the_log_never_holds_the_token(fake: Fake, caplog: pytest.LogCaptu
                 for method in ("sendMessage", "sendChatAction", "sendMessageDraft", "deleteMessage"):
                     await fake.fault(method, kind)
                 await telegram.send(part(fake.linh.id))
+                clock.now += 2
                 turn = turn_in(fake.linh.id)
                 await telegram.show_typing(turn)
                 await telegram.show_partial(turn, "a", None)
@@ -1044,7 +1213,7 @@ def strangers(given: Any, known: Any, path: str) -> Iterator[str]:
             yield from strangers(value, known[0], path)
 
 
-async def test_every_field_is_one_of_the_bot_api(fake: Fake) -> None:
+async def test_every_field_is_one_of_the_bot_api(fake: Fake, clock: Clock) -> None:
     schema = bot_api_schema()
     asked = await ask_in_topic(fake)
     thread = str(asked.body["message_thread_id"])
@@ -1064,6 +1233,7 @@ async def test_every_field_is_one_of_the_bot_api(fake: Fake) -> None:
         assert isinstance(await telegram.send(whole), Sent)
         await telegram.show_typing(turn)
         await telegram.show_partial(turn_in(fake.linh.id), "**half**", None)
+        clock.now += 4
         shown = await telegram.show_partial(turn, "**half**", None)
         await telegram.show_end(turn, TurnOutcome.ERROR, None, shown.preview)
         await telegram.acknowledge(pressed)

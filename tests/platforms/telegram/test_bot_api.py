@@ -198,7 +198,7 @@ async def test_without_a_connection_nothing_was_done() -> None:
             plain.url.replace("http:", "https:"),
             "http://[::1",
         ]
-        errors = [await failure(address) for address in addresses]
+        errors = [await failure(address, seconds=1) for address in addresses]
     assert plain.requests == []
     assert [error.maybe_done for error in errors] == [False] * len(addresses)
 

@@ -106,8 +106,9 @@ def unknown(name: str, kind: str, user: User = LINH, **more: Any) -> InboundEven
     )
 
 
-def replying_to(message_id: str, text: str, author: str, *, from_bot: bool = False) -> Mapping[str, Any]:
-    return {"reply_to": {"message_id": message_id, "text": text, "author": author, "from_bot": from_bot}}
+def replying_to(message_id: str, text: str, author: str, **flags: bool) -> Mapping[str, Any]:
+    told = {"message_id": message_id, "text": text, "author": author, "from_bot": False, "chosen": False}
+    return {"reply_to": told | flags}
 
 
 def expected() -> dict[str, InboundEvent]:
@@ -158,7 +159,9 @@ def expected() -> dict[str, InboundEvent]:
         "general_topic": in_ops(1505, "/help", addressed=True),
         "private_topic": from_linh(1508, "về chủ đề này", address=Address("telegram", BOT.id, "5512340001", "4211")),
         "reply_chain": in_ops(1506, "đúng", metadata=replying_to("88011", "[image]", "Linh")),
-        "quote": from_linh(1509, "cái này?", metadata=replying_to("1400", "Set.", "Bridge", from_bot=True)),
+        "quote": from_linh(
+            1509, "cái này?", metadata=replying_to("1400", "Set.", "Bridge", from_bot=True, chosen=True)
+        ),
         "external_reply": from_linh(1510, "xem nè", metadata=replying_to("41", "[image]", "News")),
         "forwarded": from_linh(1511, "Tin mới", metadata={"forwarded_from": "Một người"}),
         "forwarded_post": from_linh(1512, "Ảnh", attachments=(PHOTO,), metadata={"forwarded_from": "News"}),
@@ -606,6 +609,7 @@ def test_nothing_is_mentioned_without_a_username() -> None:
         ("😀 /ask gì", "/ask", "😀 /ask gì", False),
         ("😀 /ask@Bridge_Bot gì", "/ask@Bridge_Bot", "😀 /ask gì", True),
         ("/ask@other_bot gì", "/ask@other_bot", "/ask@other_bot gì", False),
+        ("😀 /ask@other_bot", "/ask@other_bot", "😀 /ask@other_bot", False),
     ],
 )
 def test_commands(text: str, command: str, for_the_agent: str, addressed: bool) -> None:
@@ -634,6 +638,39 @@ def test_a_mention_in_a_caption_counts() -> None:
 def test_only_a_reply_to_the_bot_addresses_it(author: int) -> None:
     replied = {"message_id": 4, "from": {"id": author, "is_bot": True, "first_name": "B"}, "text": "Ready."}
     assert said("ok", reply_to_message=replied).addressed is (author == 7000000001)
+
+
+@pytest.mark.parametrize(
+    ("text", "command", "addressed"),
+    [
+        ("/ask@other_bot gì", "/ask@other_bot", False),
+        ("/ask@bridge_bot gì", "/ask@bridge_bot", True),
+        ("/ask gì", "/ask", True),
+        ("😀 /ask@other_bot", "/ask@other_bot", True),
+    ],
+)
+def test_a_command_for_another_bot_does_not_address_us_by_a_reply(text: str, command: str, addressed: bool) -> None:
+    replied = {"message_id": 4, "from": {"id": 7000000001, "is_bot": True, "first_name": "B"}, "text": "Ready."}
+    assert said(text, marked(text, command, "bot_command"), reply_to_message=replied).addressed is addressed
+    both = f"{text}, @bridge_bot"
+    mention = marked(both, " @bridge_bot")
+    mention = {**mention, "offset": mention["offset"] + 1, "length": mention["length"] - 1}
+    assert said(both, marked(both, command, "bot_command"), mention, reply_to_message=replied).addressed
+
+
+@pytest.mark.parametrize(("manual", "chosen"), [({"is_manual": True}, True), ({}, False)])
+def test_only_a_quote_that_somebody_chose_is_chosen(manual: Mapping[str, Any], chosen: bool) -> None:
+    replied = {"message_id": 4, "from": {"id": 8, "first_name": "Lan"}, "text": "Ready. Set."}
+    event = said("ok", reply_to_message=replied, quote={"text": "Set.", "position": 7, **manual})
+    assert event.metadata == replying_to("4", "Set.", "Lan", chosen=chosen)
+
+
+def test_a_position_that_changes_is_live() -> None:
+    message = payload("live_location")["message"]
+    moved = parse({"update_id": 2, "edited_message": message | {"edit_date": 1767226060}}, BOT)
+    assert (moved.kind, moved.text, moved.metadata) == (EventKind.EDIT, "Live location: 10.5, -106.25", {"live": True})
+    assert "live" not in parse({"update_id": 1, "message": message}, BOT).metadata
+    assert "live" not in parse(payload("edited"), BOT).metadata
 
 
 def test_a_long_quote_is_cut() -> None:
@@ -740,7 +777,7 @@ any_json = st.recursive(
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(names | any_text, inner, max_size=5),
     max_leaves=15,
 )
-many = settings(max_examples=400, deadline=None)
+many = settings(max_examples=200, deadline=None)
 
 
 def places(value: Any) -> Iterator[tuple[Any, Any]]:

@@ -355,7 +355,7 @@ class Telegram(Platform):
         return _message_id(await self._api.call("sendMessage", parameters, seconds=CALL_SECONDS))
 
     def _not_shown(self, turn: Turn, error: BotApiError, preview: str | None, pause: float) -> Shown:
-        """A preview failed: nothing is lost, the reply will come as a whole."""
+        """A preview failed: nothing is lost, the reply will come as a whole. What may pass is tried `again`."""
         log.debug("telegram.not_shown", turn=str(turn.id), reason=str(error))
         drafted = preview is None and self._draws(turn.address)
         if not isinstance(error, CallRefused):
@@ -363,19 +363,19 @@ class Telegram(Platform):
                 # Another message might be a second one, and nobody would take the first away.
                 self._showing_of(turn.id).lost = True
                 return Shown(None, NO_PREVIEW_PAUSE)
-            return Shown(preview, FAILED_PREVIEW_PAUSE)
+            return Shown(preview, FAILED_PREVIEW_PAUSE, again=True)
         if error.retry_after is not None:
             self._keep_quiet(turn.address, error.retry_after)
-            return Shown(preview, error.retry_after)
+            return Shown(preview, error.retry_after, again=True)
         if drafted and (error.status == 404 or (error.status == 400 and error.says("draft", "method"))):
             log.info("telegram.no_drafts", reason=str(error))
             self._drafts = False
-            return Shown(preview, pause)
+            return Shown(preview, pause, again=True)
         if error.says("message is not modified"):
             return Shown(preview, pause)
         if _is_not_editable(error):
             self._showing_of(turn.id).content = None
-            return Shown(None, pause)
+            return Shown(None, pause, again=True)
         return Shown(preview, FAILED_PREVIEW_PAUSE)
 
     def _draws(self, address: Address) -> bool:
@@ -527,7 +527,8 @@ def _beginning(text: str, *, last: bool) -> Rendered | None:
     little more than a part's worth of source is enough, and a long answer is rendered again and again."""
     if last and len(text) > MAX_TEXT:
         tail = text[-MAX_TEXT:]
-        text = tail.partition("\n")[2] or tail  # from the beginning of a line, if there is one
+        # From the beginning of a line, if there is one soon enough that much is left.
+        text = tail[tail.find("\n", 0, MAX_TEXT // 2) + 1 :]
     parts = rich_parts(text[: 2 * MAX_TEXT], MAX_TEXT, "utf16", most_spans=MOST_ENTITIES)
     return parts[-1 if last else 0] if parts else None
 
