@@ -82,8 +82,9 @@ def doctor() -> None:
     configure_logging("error", settings.log_format)
     with asyncio.Runner(loop_factory=_new_loop) as runner:
         findings = runner.run(examine(settings))
+    width = max(len(finding.subject) for finding in findings)
     for finding in findings:
-        print(f"{finding.status:<8} {finding.subject:<10} {finding.text}")
+        print(f"{finding.status:<8} {finding.subject:<{width}}  {finding.text}")
     if any(finding.status == "problem" for finding in findings):
         raise typer.Exit(1)
 
