@@ -16,6 +16,7 @@ import logging
 import os
 import re
 import socket
+import stat
 from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, suppress
@@ -483,9 +484,12 @@ class PeerContract(AdapterContract):
 def connections_to(port: int) -> int:
     """How many sockets of this process are connected to a port of this machine."""
     found = 0
-    for path in Path("/dev/fd").iterdir():
-        with suppress(OSError), socket.socket(fileno=os.dup(int(path.name))) as copy:
-            found += copy.getpeername()[1:2] == (port,)
+    for path in list(Path("/dev/fd").iterdir()):
+        with suppress(OSError):
+            number = int(path.name)
+            if stat.S_ISSOCK(os.fstat(number).st_mode):
+                with socket.socket(fileno=os.dup(number)) as copy:
+                    found += copy.getpeername()[1:2] == (port,)
     return found
 
 

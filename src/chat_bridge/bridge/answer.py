@@ -1,14 +1,11 @@
 """Answer: have the agent (or, for a command, the bridge itself) answer a claimed turn, then complete and deliver it."""
 
 import asyncio
-import hashlib
-import json
 import logging
-import re
 import time
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing, asynccontextmanager, suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 from chat_bridge.agents.contract import (
@@ -21,12 +18,13 @@ from chat_bridge.agents.contract import (
     Started,
     TextDelta,
 )
+from chat_bridge.bridge import decide
 from chat_bridge.bridge.claim import Running
 from chat_bridge.bridge.deliver import Deliverer, rendered
 from chat_bridge.bridge.resolve import DECISIONS
 from chat_bridge.errors import StorageError
 from chat_bridge.model import PendingMessage, Turn, TurnOutcome, new_message_id
-from chat_bridge.platforms.contract import Button, Platform
+from chat_bridge.platforms.contract import Platform
 from chat_bridge.settings import Settings
 from chat_bridge.storage import messages, sessions, turns
 from chat_bridge.storage.outbox import Delivery
@@ -39,7 +37,6 @@ COMPLETE_RETRY_SECONDS = 0.5
 LONGEST_ANSWER = 1_000_000  # characters; an agent that writes more is stopped
 SHOWN_PER_SECOND = 200_000  # characters
 SHOWING_SECONDS = 8.0  # what showing may still take when the answer is complete
-ARGUMENTS_SHOWN = 10_000  # characters of a tool call that waits for a decision
 
 
 @dataclass(slots=True)
@@ -190,7 +187,6 @@ class Answerer:
             # What was said around the question, in the order in which it was said.
             taken += await messages.overheard(self._store.database, turn.conversation_id, turn.session_id, last.seq)
             taken.sort(key=lambda message: message.seq)
-        approval = _waiting_approval(turn)
         return AgentRequest(
             session=str(turn.session_id),
             resource=turn.metadata.get("resource") or f"{turn.address.platform}:{turn.address.account}:{owner}",
@@ -205,7 +201,7 @@ class Answerer:
             ],
             context={"channel": turn.address.platform}
             | ({"user_name": last.sender_name} if last.sender_name and not turn.group else {}),
-            pending_approval=approval,
+            pending_approval=decide.waiting(turn),
             decision=last.text == "/approve" if last.is_command else None,
         )
 
@@ -215,7 +211,7 @@ class Answerer:
         if not last.is_command:
             return False
         if last.text in DECISIONS:
-            refusal = _no_decision(turn)
+            refusal = decide.refusal(turn)
             if refusal is None:
                 return False
             draft.text = self._texts.say(refusal)
@@ -248,7 +244,8 @@ class Answerer:
             case TurnOutcome.TRUNCATED:
                 text = f"{draft.text}\n\n{self._texts.say('truncated')}".strip()
             case TurnOutcome.APPROVAL:
-                text = f"{draft.text}\n\n{self._approval_text(draft.approval, platform)}".strip()
+                question = decide.question(draft.approval, self._texts, buttons=platform.capabilities.buttons)
+                text = f"{draft.text}\n\n{question}".strip()
             case _:
                 text = self._texts.say(outcome.value)
         notice = draft.notice or failed or outcome in (TurnOutcome.EMPTY, TurnOutcome.BLOCKED)
@@ -260,8 +257,12 @@ class Answerer:
         if turn.group and turn.messages[-1].platform_message_id is not None:
             metadata["reply_to"] = turn.messages[-1].platform_message_id
         if draft.approval is not None and platform.capabilities.buttons:
-            metadata["buttons"] = self._buttons(draft.approval)
-        left = _approval_left(turn, draft, outcome) | ({"preview": None} if draft.preview else {})
+            metadata["buttons"] = decide.buttons(draft.approval, self._texts)
+        left: dict[str, Any] = {"preview": None} if draft.preview else {}
+        if draft.approval is not None:
+            left |= decide.asked(turn, draft.approval)
+        elif not draft.notice:  # commands of the bridge don't reach the agent
+            left |= decide.decided(turn, failed=outcome.turn_status != "done")
         if turn.group and not turn.messages[-1].is_command and outcome.turn_status == "done":
             left["heard_seq"] = turn.messages[-1].seq
         return Completion(
@@ -279,23 +280,6 @@ class Answerer:
             session_metadata=left or None,
             preview=draft.preview,
         )
-
-    def _approval_text(self, approval: Approval | None, platform: Platform) -> str:
-        tool = approval.tool_name if approval else "?"
-        arguments = json.dumps(approval.args, ensure_ascii=False) if approval and approval.args else ""
-        if len(arguments) > ARGUMENTS_SHOWN:
-            arguments = f"{arguments[:ARGUMENTS_SHOWN]}… (+ {len(arguments) - ARGUMENTS_SHOWN})"
-        text = self._texts.say("approval", tool=tool)
-        if arguments:
-            fence = "`" * (_longest_run(arguments) + 3)
-            text += f"\n\n{fence}\n{arguments}\n{fence}"
-        return text if platform.capabilities.buttons else f"{text}\n\n{self._texts.say('approval_commands')}"
-
-    def _buttons(self, approval: Approval) -> list[Mapping[str, str]]:
-        return [
-            asdict(Button(self._texts.say(f"button_{name}"), f"/{name} {_token(approval)}"))
-            for name in ("approve", "decline")
-        ]
 
     @asynccontextmanager
     async def _showing(self, platform: Platform, turn: Turn, draft: Draft) -> AsyncGenerator[None]:
@@ -353,43 +337,6 @@ class Answerer:
         if running.stopped != "lost":
             await turns.supersede(self._store.database, turn.conversation_id, running.stopped or "stopped", turn.id)
         await platform.show_end(turn, TurnOutcome.SUPERSEDED, None, None)
-
-
-def _approval_left(turn: Turn, draft: Draft, outcome: TurnOutcome) -> dict[str, Any]:
-    """What becomes of an approval that waits, as a change of the session's metadata."""
-    if draft.approval is not None:
-        asked = sorted({message.sender_id for message in turn.messages})
-        return {"approval": asdict(draft.approval), "approval_asked": asked}
-    waiting = turn.metadata.get("approval")
-    if not waiting or draft.notice:
-        return {}  # commands of the bridge don't reach the agent
-    # A call that failed may have decided nothing.
-    return {"approval": None if outcome.turn_status == "done" else waiting}
-
-
-def _waiting_approval(turn: Turn) -> Approval | None:
-    waiting: Mapping[str, Any] | None = turn.metadata.get("approval")
-    return Approval(**waiting) if waiting else None
-
-
-def _no_decision(turn: Turn) -> str | None:
-    """Why a decision on a tool call is none, as the name of a text. In groups only who asked may decide."""
-    last, approval = turn.messages[-1], _waiting_approval(turn)
-    if approval is None or last.metadata.get("parameter", _token(approval)) != _token(approval):
-        return "nothing_to_decide"
-    if turn.group and last.sender_id not in turn.metadata.get("approval_asked", ()):
-        return "not_yours_to_decide"
-    return None
-
-
-def _token(approval: Approval) -> str:
-    """Short, for a button: says which call it is about."""
-    return hashlib.sha256(f"{approval.run_id}:{approval.tool_call_id}".encode()).hexdigest()[:12]
-
-
-def _longest_run(text: str) -> int:
-    """The length of the longest run of backticks, so that a longer fence encloses the text."""
-    return max((len(run) for run in re.findall("`+", text)), default=0)
 
 
 def _for_agent(message: PendingMessage) -> str:
