@@ -8,6 +8,7 @@ PostgreSQL 18 and 15, `empty_database` is `any_database` without the schema. `re
 import asyncio
 import fcntl
 import os
+import signal
 import uuid
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
@@ -28,6 +29,9 @@ TEMPLATE = "template_chat_bridge"
 
 def pytest_configure(config: pytest.Config) -> None:
     """Start the servers; the workers of xdist inherit their addresses."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        # Started in the background of a shell: programs that tests start would not hear a Ctrl-C either.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     if not hasattr(config, "workerinput"):
         config.stash[SERVERS] = Servers(workers=config.getoption("numprocesses", None) or 1)
 
