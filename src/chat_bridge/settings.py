@@ -10,7 +10,7 @@ import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast
 from urllib.parse import urlsplit
 
 import platformdirs
@@ -53,7 +53,7 @@ def _json_object(value: object) -> object:
         raise ValueError("is not JSON") from error
     if not isinstance(parsed, dict):
         raise ValueError("must be a JSON object")
-    return parsed  # pyright: ignore[reportUnknownVariableType]
+    return cast("dict[str, object]", parsed)
 
 
 def _known_texts(value: Mapping[str, str]) -> Mapping[str, str]:
@@ -533,10 +533,10 @@ def _show(field: str, value: object) -> str:
     if isinstance(value, SecretStr):
         return _mask_url(value.get_secret_value()) if field in SECRET_URLS else MASK
     if isinstance(value, Mapping):
-        pairs: Mapping[str, object] = value  # pyright: ignore[reportUnknownVariableType]
+        pairs = cast("Mapping[str, object]", value)
         return json.dumps({key: _show(field, item) for key, item in pairs.items()}, ensure_ascii=False)
     if isinstance(value, tuple):
-        items: tuple[object, ...] = value  # pyright: ignore[reportUnknownVariableType]
+        items = cast("tuple[object, ...]", value)
         return ",".join(str(item) for item in items)
     if isinstance(value, bool):
         return "true" if value else "false"

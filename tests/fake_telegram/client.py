@@ -274,10 +274,16 @@ class FakeTelegram:
         last_name: str | None = None,
         username: str | None = None,
         language: str | None = None,
-        id: int | None = None,  # noqa: A002 - what it is
+        number: int | None = None,
     ) -> Person:
         """A new person."""
-        body = {"first_name": name, "last_name": last_name, "username": username, "language_code": language, "id": id}
+        body = {
+            "first_name": name,
+            "last_name": last_name,
+            "username": username,
+            "language_code": language,
+            "id": number,
+        }
         made = await self.post("users", _given(body))
         return Person(made["id"], name, username, made)
 
@@ -285,9 +291,9 @@ class FakeTelegram:
         """The person's private chat with the bot."""
         return Chat(self, await self.post("chats", {"type": "private", "user": person.id}), person)
 
-    async def group(self, title: str, *members: Person, bot: str = "member", id: int | None = None) -> Chat:  # noqa: A002
+    async def group(self, title: str, *members: Person, bot: str = "member", number: int | None = None) -> Chat:
         """A basic group."""
-        return await self._chat("group", title, members, {"bot": bot, "id": id})
+        return await self._chat("group", title, members, {"bot": bot, "id": number})
 
     async def supergroup(self, title: str, *members: Person, forum: bool = False, bot: str = "member") -> Chat:
         """A supergroup, with topics if it is a `forum`."""

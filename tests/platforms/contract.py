@@ -46,7 +46,7 @@ from chat_bridge.model import (
 from chat_bridge.platforms.contract import (
     Button,
     Moved,
-    NotAuthentic,
+    NotAuthenticError,
     OutboundPart,
     Platform,
     Refused,
@@ -55,7 +55,7 @@ from chat_bridge.platforms.contract import (
     RetryLater,
     SendResult,
     Sent,
-    Unreachable,
+    UnreachableError,
     WebhookRequest,
 )
 from chat_bridge.platforms.rich_text import Rendered
@@ -445,7 +445,7 @@ class PeerContract(AdapterContract):
         assert all(finding.subject and finding.text for finding in findings)
 
     async def test_a_platform_that_is_away_stops_no_start(self, lonely: Platform) -> None:
-        with suppress(Unreachable):
+        with suppress(UnreachableError):
             await lonely.connect()
 
     async def test_no_connection_stays_open(self, world: Harness) -> None:
@@ -474,7 +474,7 @@ class PeerContract(AdapterContract):
                 await platform.show_end(turn, TurnOutcome.ERROR, None, "7")
             try:
                 await lonely.connect()
-            except Unreachable as error:
+            except UnreachableError as error:
                 told.append(f"{error!r} {error.__cause__!r}")
         everything = "\n".join([*told, *map(str, lines), caplog.text])
         assert self.harness.secrets
@@ -608,7 +608,7 @@ class WebhookContract(AdapterContract):
         forgeries = list(world.forged(request))
         assert forgeries
         for forgery in forgeries:
-            with pytest.raises(NotAuthentic) as caught:
+            with pytest.raises(NotAuthenticError) as caught:
                 world.platform.events(forgery)
             assert not [secret for secret in self.harness.secrets if secret in str(caught.value)]
         assert world.platform.events(request)

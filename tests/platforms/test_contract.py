@@ -30,7 +30,7 @@ from chat_bridge.platforms.contract import (
     Sent,
     WebhookRequest,
 )
-from chat_bridge.platforms.telegram.adapter import SECRET_HEADER, Telegram
+from chat_bridge.platforms.telegram.adapter import PROOF_HEADER, Telegram
 from chat_bridge.platforms.webchat import WebChat
 from tests.fake_telegram.client import Chat, Message, running_telegram
 from tests.platforms.contract import (
@@ -378,10 +378,10 @@ class TelegramHarness(Harness):
         return await self._request("edited_message", self.last)
 
     def authentic(self, body: bytes) -> WebhookRequest:
-        return WebhookRequest({SECRET_HEADER: WEBHOOK_SECRET}, {}, body)
+        return WebhookRequest({PROOF_HEADER: WEBHOOK_SECRET}, {}, body)
 
     def forged(self, request: WebhookRequest) -> Iterator[WebhookRequest]:
-        return spoiled(request, SECRET_HEADER)
+        return spoiled(request, PROOF_HEADER)
 
     async def _take(self, request: web.Request) -> web.Response:
         headers = {name.lower(): value for name, value in request.headers.items()}

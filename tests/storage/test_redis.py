@@ -12,7 +12,7 @@ import pytest
 import redis.asyncio
 
 from chat_bridge.model import ConversationId, new_turn_id
-from chat_bridge.storage.redis import CONTROL, Event, Hot, SlowReader
+from chat_bridge.storage.redis import CONTROL, Event, Hot, SlowReaderError
 from tests.needs import unavailable
 from tests.servers import accepts_connections, find_redis
 from tests.storage.dialogue import CHAT, chat
@@ -131,7 +131,7 @@ async def test_a_slow_reader_is_cut_off_and_no_other(any_redis_url: str | None) 
         for number in range(600):
             await hot.publish(CHAT.id, {"type": "message", "seq": number})
             assert (await anext(quick))["seq"] == number
-        with pytest.raises(SlowReader):
+        with pytest.raises(SlowReaderError):
             await anext(slow)
 
 

@@ -26,7 +26,7 @@ from tests.storage.dialogue import (
 
 async def listed(store: Store, limit: int = 100, **wanted: object) -> list[str]:
     """The platform's conversation ids of the sessions found."""
-    found = await sessions.list_sessions(store.database, SessionFilter(**wanted), limit)  # type: ignore[arg-type]
+    found = await sessions.list_sessions(store.database, SessionFilter(**wanted), limit)
     return [session.address.conversation for session in found]
 
 

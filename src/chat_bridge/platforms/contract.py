@@ -50,19 +50,19 @@ class WebhookRequest:
     body: bytes
 
 
-class NotAuthentic(ChatBridgeError):  # noqa: N818 - an outcome, not a failure of ours
+class NotAuthenticError(ChatBridgeError):
     """A webhook request does not prove that it comes from the platform."""
 
 
-class NotReady(ChatBridgeError):  # noqa: N818 - an outcome, not a failure of ours
+class NotReadyError(ChatBridgeError):
     """The platform can't be understood yet, for it could not be reached since the start; it must send again."""
 
 
-class Misconfigured(ChatBridgeError):  # noqa: N818 - an outcome, not a failure of ours
+class MisconfiguredError(ChatBridgeError):
     """The platform refuses what the operator set; the message says which setting and what to do."""
 
 
-class Unreachable(ChatBridgeError):  # noqa: N818 - an outcome, not a failure of ours
+class UnreachableError(ChatBridgeError):
     """The platform does not answer at the moment."""
 
 
@@ -182,11 +182,11 @@ class Platform(ABC):
 
     async def connect(self) -> None:
         """Make ready to take events: who are we, where shall they be sent. Called once at the start, and again while
-        it raises Unreachable. Raises Misconfigured, which stops the bridge."""
+        it raises UnreachableError. Raises MisconfiguredError, which stops the bridge."""
 
     def events(self, request: WebhookRequest) -> Sequence[InboundEvent]:
         """The events in a webhook request. Never fails for what is in an authentic one: what can't be understood is
-        an event of kind unknown. Raises NotAuthentic, NotReady."""
+        an event of kind unknown. Raises NotAuthenticError, NotReadyError."""
         raise NotImplementedError
 
     async def poll(self, deliver: Deliver) -> None:

@@ -115,7 +115,7 @@ class _Parser(MarkdownIt):
         return link
 
 
-def _too_deep(state: StateBlock, start: int, end: int, silent: bool) -> bool:  # noqa: ARG001 - the library's shape
+def _too_deep(state: StateBlock, start: int, end: int, _silent: bool) -> bool:
     """Takes what is nested too deeply as it is. The library would drop it."""
     if state.level < NESTING - 2:  # a list takes two levels at once
         return False

@@ -42,7 +42,7 @@ def _partial(conversation: ConversationId) -> str:
     return f"chat-bridge:{{{conversation}}}:partial"
 
 
-class SlowReader(Exception):  # noqa: N818 - an outcome, not an error
+class SlowReaderError(Exception):
     """The reader of an event stream fell too far behind; it should read PostgreSQL and come again."""
 
 
@@ -177,7 +177,7 @@ class Hot:
     @asynccontextmanager
     async def watch(self, conversation: ConversationId) -> AsyncGenerator[AsyncIterator[Event | None]]:
         """The events of a conversation from now on; None each 15 s of silence, so that the reader looks at the truth.
-        Raises SlowReader out of the iterator."""
+        Raises SlowReaderError out of the iterator."""
         channel = _events(conversation)
         queue: asyncio.Queue[Event] = asyncio.Queue(_QUEUE)
         readers = self._readers.setdefault(channel, set())
@@ -299,7 +299,7 @@ def _put(queue: asyncio.Queue[Event], event: Event) -> None:
 async def _read(queue: asyncio.Queue[Event]) -> AsyncIterator[Event | None]:
     while True:
         if queue.full():
-            raise SlowReader
+            raise SlowReaderError
         try:
             async with asyncio.timeout(15):
                 event = await queue.get()

@@ -2,7 +2,8 @@
 
 import json
 import math
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, cast
 
 
 def storable(text: str) -> str:
@@ -34,7 +35,7 @@ def _clean(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return None  # as JavaScript writes it: JSON has no such number
     if isinstance(value, dict):
-        return {storable(str(key)): _clean(item) for key, item in value.items()}  # pyright: ignore[reportUnknownVariableType, reportUnknownArgumentType]
+        return {storable(str(key)): _clean(item) for key, item in cast("dict[Any, Any]", value).items()}
     if isinstance(value, (list, tuple)):
-        return [_clean(item) for item in value]  # pyright: ignore[reportUnknownVariableType]
+        return [_clean(item) for item in cast("Sequence[Any]", value)]
     return value

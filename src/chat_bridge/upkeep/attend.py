@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from uuid_utils.compat import uuid7
 
 from chat_bridge.errors import SettingsError, StorageError
-from chat_bridge.platforms.contract import Deliver, Misconfigured, Platform, Unreachable
+from chat_bridge.platforms.contract import Deliver, MisconfiguredError, Platform, UnreachableError
 from chat_bridge.storage import leases
 from chat_bridge.storage.store import Store
 from chat_bridge.telemetry import log
@@ -36,11 +36,11 @@ class Attendance:
         try:
             async with asyncio.timeout(FIRST_SECONDS):
                 await self._connect(name)
-        except Misconfigured as error:
+        except MisconfiguredError as error:
             raise SettingsError(str(error)) from None
         except TimeoutError:
             self._not_connected(name, f"no answer within {FIRST_SECONDS:g} s")
-        except Unreachable as error:
+        except UnreachableError as error:
             self._not_connected(name, str(error))
         except Exception as error:  # noqa: BLE001 - one adapter must not stop the others
             self._not_connected(name, type(error).__name__)
@@ -60,7 +60,7 @@ class Attendance:
             try:
                 async with asyncio.timeout(LONGEST_PAUSE_SECONDS):
                     await self._connect(name)
-            except (Misconfigured, Unreachable) as error:
+            except (MisconfiguredError, UnreachableError) as error:
                 self._not_connected(name, str(error))
             except Exception as error:  # noqa: BLE001 - one adapter must not stop the others
                 self._not_connected(name, type(error).__name__)

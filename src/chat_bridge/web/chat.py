@@ -19,7 +19,7 @@ from chat_bridge.errors import StorageError
 from chat_bridge.model import Attachment, InboundEvent, ReceiveStatus, Seq, StoredMessage, User
 from chat_bridge.platforms import webchat
 from chat_bridge.storage import messages
-from chat_bridge.storage.redis import SlowReader
+from chat_bridge.storage.redis import SlowReaderError
 from chat_bridge.storage.text import storable
 from chat_bridge.telemetry import STREAMS, log
 from chat_bridge.web.auth import ApiClient, ConversationPath, Used, Visitor, caller_address, chat_caller, visitor_token
@@ -308,7 +308,7 @@ async def _events(
                     if isinstance(caller, Visitor) and time.time() > caller.expires_at:
                         yield _sse("error", _closing("expired", "The token has expired."))
                         return
-            except SlowReader:
+            except SlowReaderError:
                 yield _sse("error", _closing("slow_reader", "Too far behind: connect again."))
             except StorageError as error:
                 # The response has begun, so it can only end; its reader comes again with its Last-Event-ID.

@@ -2,7 +2,7 @@
 
 from fastapi import APIRouter, Request, Response
 
-from chat_bridge.platforms.contract import NotAuthentic, NotReady, WebhookRequest
+from chat_bridge.platforms.contract import NotAuthenticError, NotReadyError, WebhookRequest
 from chat_bridge.telemetry import log
 from chat_bridge.web.auth import Used, caller_address
 from chat_bridge.web.problems import Problem, problem_responses
@@ -31,10 +31,10 @@ async def take(platform: str, request: Request, used: Used) -> Response:
     )
     try:
         events = adapter.events(received)
-    except NotAuthentic as error:
+    except NotAuthenticError as error:
         log.warning("webhook.refused", platform=platform, address=caller_address(request), reason=str(error))
         raise Problem(401, str(error)) from None
-    except NotReady as error:
+    except NotReadyError as error:
         raise Problem(503, str(error), {"Retry-After": str(NOT_READY_SECONDS)}) from None
     await used.receiver.receive_all(events)
     # Without a body: some platforms carry out what they find in one.

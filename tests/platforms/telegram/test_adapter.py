@@ -32,10 +32,10 @@ from chat_bridge.model import (
 from chat_bridge.platforms.contract import (
     Button,
     Finding,
-    Misconfigured,
+    MisconfiguredError,
     Moved,
-    NotAuthentic,
-    NotReady,
+    NotAuthenticError,
+    NotReadyError,
     OutboundPart,
     Refused,
     RefusedUs,
@@ -43,7 +43,7 @@ from chat_bridge.platforms.contract import (
     RetryLater,
     Sent,
     Shown,
-    Unreachable,
+    UnreachableError,
     WebhookRequest,
 )
 from chat_bridge.platforms.rich_text import Rendered, Span, rich_parts
@@ -221,7 +221,7 @@ async def test_polling_does_not_take_a_webhook_away_unasked(fake: Fake) -> None:
     async with connected(fake, webhook_url="http://127.0.0.1:1/secret-path"):
         pass
     async with using(fake.base_url) as telegram:
-        with pytest.raises(Misconfigured, match=r"TELEGRAM_POLLING=true .*TELEGRAM_WEBHOOK_URL") as caught:
+        with pytest.raises(MisconfiguredError, match=r"TELEGRAM_POLLING=true .*TELEGRAM_WEBHOOK_URL") as caught:
             await telegram.connect()
     assert "127.0.0.1" in str(caught.value)
     assert "secret-path" not in str(caught.value)
@@ -257,20 +257,20 @@ async def test_own_words_for_the_webhook_are_kept(fake: Fake) -> None:
 
 async def test_a_webhook_that_telegram_does_not_take_is_explained(fake: Fake) -> None:
     async with using(fake.base_url, webhook_url="http://bot.example.com") as telegram:
-        with pytest.raises(Misconfigured, match="TELEGRAM_WEBHOOK_URL: Bad Request: bad webhook"):
+        with pytest.raises(MisconfiguredError, match="TELEGRAM_WEBHOOK_URL: Bad Request: bad webhook"):
             await telegram.connect()
 
 
 async def test_without_any_way_to_get_updates_it_does_not_start(fake: Fake) -> None:
     async with using(fake.base_url, polling=False) as telegram:
-        with pytest.raises(Misconfigured, match="TELEGRAM_WEBHOOK_URL"):
+        with pytest.raises(MisconfiguredError, match="TELEGRAM_WEBHOOK_URL"):
             await telegram.connect()
 
 
 @pytest.mark.parametrize("token", ["7000000001:AAF-a_secret_of_somebody_else_xxxxx", "7000000001"])
 async def test_a_wrong_token_is_a_mistake_in_the_settings(fake: Fake, token: str) -> None:
     async with using(fake.base_url, token=token) as telegram:
-        with pytest.raises(Misconfigured, match="TELEGRAM_BOT_TOKEN"):
+        with pytest.raises(MisconfiguredError, match="TELEGRAM_BOT_TOKEN"):
             await telegram.connect()
 
 
@@ -278,7 +278,7 @@ async def test_a_wrong_token_is_a_mistake_in_the_settings(fake: Fake, token: str
 async def test_a_telegram_in_trouble_is_tried_again(fake: Fake, kind: str) -> None:
     await fake.fault("getMe", kind)
     async with using(fake.base_url) as telegram:
-        with pytest.raises(Unreachable):
+        with pytest.raises(UnreachableError):
             await telegram.connect()
         await telegram.connect()
 
@@ -286,14 +286,14 @@ async def test_a_telegram_in_trouble_is_tried_again(fake: Fake, kind: str) -> No
 async def test_a_webhook_that_can_not_be_set_now_is_tried_again(fake: Fake) -> None:
     await fake.fault("setWebhook", "too_many_requests")
     async with using(fake.base_url, webhook_url="http://127.0.0.1:1") as telegram:
-        with pytest.raises(Unreachable, match="Too Many Requests"):
+        with pytest.raises(UnreachableError, match="Too Many Requests"):
             await telegram.connect()
         await telegram.connect()
 
 
 async def test_something_else_at_the_address_is_a_mistake_in_the_settings() -> None:
     async with serving(http(b'{"ok":true,"result":[]}')) as server, using(server.url) as telegram:
-        with pytest.raises(Misconfigured, match="TELEGRAM_API_BASE_URL"):
+        with pytest.raises(MisconfiguredError, match="TELEGRAM_API_BASE_URL"):
             await telegram.connect()
 
 
@@ -330,13 +330,13 @@ async def test_an_authentic_request_is_an_event(fake: Fake) -> None:
 async def test_any_other_request_is_not_authentic(secret: str | None) -> None:
     telegram = adapter("http://127.0.0.1:1", webhook_url="http://127.0.0.1:1", webhook_secret="right")
     headers = {} if secret is None else {"x_telegram_bot_api_secret_token": secret}
-    with pytest.raises(NotAuthentic):
+    with pytest.raises(NotAuthenticError):
         telegram.events(request(UPDATE, **headers))
 
 
 async def test_before_it_knows_itself_it_is_not_ready() -> None:
     telegram = adapter("http://127.0.0.1:1", webhook_url="http://127.0.0.1:1", webhook_secret="right")
-    with pytest.raises(NotReady):
+    with pytest.raises(NotReadyError):
         telegram.events(request(UPDATE, x_telegram_bot_api_secret_token="right"))
 
 
@@ -538,7 +538,7 @@ async def test_what_is_no_list_of_updates_is_a_failure() -> None:
 
 
 async def test_it_can_not_poll_before_it_knows_itself() -> None:
-    with pytest.raises(NotReady):
+    with pytest.raises(NotReadyError):
         await adapter("http://127.0.0.1:1").poll(Inbox().deliver)
 
 

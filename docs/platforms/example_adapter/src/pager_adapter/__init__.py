@@ -39,9 +39,9 @@ class Pager(contract.Platform):
     def events(self, request: contract.WebhookRequest) -> Sequence[InboundEvent]:
         signature, stamp = (request.headers.get(f"x-pager-{name}", "") for name in ("signature", "timestamp"))
         if not hmac.compare_digest(signature.encode("utf-8", "replace"), self._sign(stamp, request.body).encode()):
-            raise contract.NotAuthentic("x-pager-signature does not fit the timestamp, the body and PAGER_SECRET")
+            raise contract.NotAuthenticError("x-pager-signature does not fit the timestamp, the body and PAGER_SECRET")
         if not stamp.isdecimal() or abs(time.time() - float(stamp)) > 300:
-            raise contract.NotAuthentic("x-pager-timestamp is not within five minutes of now")
+            raise contract.NotAuthenticError("x-pager-timestamp is not within five minutes of now")
         return _parse(request.body)
 
     async def send(self, part: contract.OutboundPart) -> SendResult:
