@@ -33,17 +33,26 @@ class Attendance:
         await asyncio.gather(*(self._begin(name) for name in self._platforms))
 
     async def _begin(self, name: str) -> None:
+        if (refusal := await self._try_to_connect(name, FIRST_SECONDS)) is not None:
+            raise SettingsError(refusal)
+
+    async def _try_to_connect(self, name: str, seconds: float) -> str | None:
+        """Connect, and note what came of it; what a platform refuses is given back too."""
         try:
-            async with asyncio.timeout(FIRST_SECONDS):
-                await self._connect(name)
+            async with asyncio.timeout(seconds):
+                await self._platforms[name].connect()
         except MisconfiguredError as error:
-            raise SettingsError(str(error)) from None
-        except TimeoutError:
-            self._not_connected(name, f"no answer within {FIRST_SECONDS:g} s")
+            self._not_connected(name, str(error))
+            return str(error)
         except UnreachableError as error:
             self._not_connected(name, str(error))
+        except TimeoutError:
+            self._not_connected(name, f"no answer within {seconds:g} s")
         except Exception as error:  # noqa: BLE001 - one adapter must not stop the others
             self._not_connected(name, type(error).__name__)
+        else:
+            self.states[name] = "ok"
+        return None
 
     async def run(self) -> None:
         """Attend for ever."""
@@ -57,20 +66,10 @@ class Attendance:
         while self.states[name] != "ok":
             await asyncio.sleep(pause)
             pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
-            try:
-                async with asyncio.timeout(LONGEST_PAUSE_SECONDS):
-                    await self._connect(name)
-            except (MisconfiguredError, UnreachableError) as error:
-                self._not_connected(name, str(error))
-            except Exception as error:  # noqa: BLE001 - one adapter must not stop the others
-                self._not_connected(name, type(error).__name__)
+            await self._try_to_connect(name, LONGEST_PAUSE_SECONDS)
         while platform.polls:
             await self._poll_in_turn(f"poll:{name}:{platform.account}", platform)
             await asyncio.sleep(self._lease_seconds / 3)
-
-    async def _connect(self, name: str) -> None:
-        await self._platforms[name].connect()
-        self.states[name] = "ok"
 
     def _not_connected(self, name: str, reason: str) -> None:
         self.states[name] = reason
