@@ -1,11 +1,11 @@
 """Deliver: send the parts of stored replies in order, and record what the platform answered."""
 
 import asyncio
-import random
 import time
 from collections.abc import Coroutine, Mapping, Sequence
 from dataclasses import replace
 
+from chat_bridge.backoff import backoff
 from chat_bridge.model import ConversationId
 from chat_bridge.platforms.contract import (
     Button,
@@ -149,7 +149,8 @@ class Deliverer:
             case RetryLater(maybe_sent=True) if delivery.address.platform not in self._repeatable:
                 return DeliveryResult(delivery, "unknown", error=answer.error)
             case RetryLater():
-                return DeliveryResult(delivery, "pending", error=answer.error, retry_seconds=_backoff(delivery.attempt))
+                seconds = backoff(delivery.attempt + 1, FIRST_RETRY_SECONDS, LONGEST_RETRY_SECONDS)
+                return DeliveryResult(delivery, "pending", error=answer.error, retry_seconds=seconds)
             case Moved():
                 error = "the conversation has a new id"
                 return DeliveryResult(delivery, "pending", error=error, retry_seconds=MOVED_SECONDS)
@@ -203,8 +204,3 @@ def _part(delivery: Delivery, parts: Sequence[Rendered]) -> OutboundPart:
         buttons=tuple(Button(**button) for button in buttons) if delivery.part == len(parts) else (),
         replaces=delivery.replaces,
     )
-
-
-def _backoff(attempt: int) -> float:
-    """Exponential with jitter, in seconds."""
-    return random.uniform(0.5, 1.0) * min(LONGEST_RETRY_SECONDS, FIRST_RETRY_SECONDS * 2.0 ** min(attempt, 20))  # noqa: S311

@@ -1,11 +1,11 @@
 """Long polling: fetching a bot's updates, whatever becomes of Telegram, the network or our database."""
 
 import asyncio
-import random
 import time
 from collections.abc import Sequence
 from typing import Any, cast
 
+from chat_bridge.backoff import backoff
 from chat_bridge.errors import StorageError
 from chat_bridge.platforms.contract import Deliver
 from chat_bridge.platforms.telegram.api import (
@@ -140,8 +140,7 @@ def _explained(error: BotApiError) -> str:
 def _pause(bounds: tuple[float, float], failures: int) -> float:
     """Twice as long each time, within bounds, and spread so that many don't come back at once."""
     first, most = bounds
-    wanted = min(most, first * 2.0 ** min(failures - 1, 20))
-    return max(first, random.uniform(0.5, 1.0) * wanted)  # noqa: S311 - only spreads
+    return max(first, backoff(failures, first, most))
 
 
 def _after(updates: Sequence[Any]) -> int | None:
