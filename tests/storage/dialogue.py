@@ -69,9 +69,17 @@ async def replied(
     if done.send_key is None:
         return None
     return Delivery(
-        to.id, done.seq, 1, 1, done.send_key, completion.message_id, to, text, completion.metadata or {},
+        to.id,
+        done.seq,
+        1,
+        1,
+        done.send_key,
+        completion.message_id,
+        to,
+        text,
+        completion.metadata or {},
         completion.preview,
-    )  # fmt: skip
+    )
 
 
 async def answer_all(store: Store, to: Address = CHAT) -> None:

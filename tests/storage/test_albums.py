@@ -70,8 +70,10 @@ async def test_albums_and_conversations_do_not_mix(database: str) -> None:
                     await store.receive(part(f"{album}{name}", album=album, to=place))
             await store.receive(said("alone", to=place))
             assert await inbound(store, place) == [
-                ("", ["xa", "xb"], "pending"), ("", ["ya", "yb"], "pending"), ("alone", [], "pending"),
-            ]  # fmt: skip
+                ("", ["xa", "xb"], "pending"),
+                ("", ["ya", "yb"], "pending"),
+                ("alone", [], "pending"),
+            ]
     await assert_consistent(database)
 
 
@@ -287,8 +289,11 @@ async def test_no_part_is_lost_or_doubled_while_turns_come_and_go(database: str)
         chance = random.Random(7)
         arrivals = [
             part(f"{album}-{number}", album=f"{album}", to=place)
-            for place in places for album in range(6) for number in range(6) for _ in range(2)
-        ]  # fmt: skip
+            for place in places
+            for album in range(6)
+            for number in range(6)
+            for _ in range(2)
+        ]
         chance.shuffle(arrivals)
         receiving = asyncio.gather(*(stores[n % 3].receive(each) for n, each in enumerate(arrivals)))
 

@@ -81,9 +81,7 @@ class Run:
         if done is not None and done.send_key is not None:
             assert done.seq is not None
             assert completion.message_id is not None
-            self.take(Delivery(
-                place.id, done.seq, 1, 1, done.send_key, completion.message_id, place, completion.text
-            ))  # fmt: skip
+            self.take(Delivery(place.id, done.seq, 1, 1, done.send_key, completion.message_id, place, completion.text))
 
     async def notice(self, connection: asyncpg.Connection, place: Address) -> None:
         receipt = await self.store().receive(said(to=place, skip_reason="not_addressed"))

@@ -353,8 +353,11 @@ async def test_what_was_overheard_since_the_agent_last_heard_the_group(any_datab
         assert await overheard(before=Seq(10**9)) == ["one, edited", "two", "meanwhile"]
         (one, _) = await messages.overheard(store.database, CHAT.id, turn.session_id, turn.messages[-1].seq)
         assert (one.sender_id, one.sender_name, one.attachments, one.platform_message_id) == (
-            "bob", "Bob", (ANOTHER,), "5",
-        )  # fmt: skip
+            "bob",
+            "Bob",
+            (ANOTHER,),
+            "5",
+        )
         await store.complete(ending(turn, outcome=TurnOutcome.ERROR))
         await store.receive(said("next question"))
         failed, turn = turn, await claimed(store)

@@ -26,9 +26,12 @@ NEWER = "9999"
 async def run(*arguments: str, environment: Mapping[str, str]) -> tuple[int, str, str]:
     """A program's exit code, what it printed, and what it complained of."""
     child = await asyncio.create_subprocess_exec(
-        *arguments, env={"PATH": os.environ["PATH"], **environment}, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        *arguments,
+        env={"PATH": os.environ["PATH"], **environment},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         stdin=subprocess.DEVNULL,
-    )  # fmt: skip
+    )
     printed, complaints = await child.communicate()
     assert child.returncode is not None
     return child.returncode, printed.decode(), complaints.decode()

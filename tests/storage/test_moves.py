@@ -194,8 +194,10 @@ async def test_a_new_id_that_is_in_use_gets_the_old_sessions_as_its_past(any_dat
                 await store.complete(ending(turn))
         found = await sessions.list_sessions(store.database, SessionFilter(conversation="supergroup"), 10)
         assert {session.id: session.parent_session_id for session in found} == {
-            found[0].id: first.session_id, first.session_id: old.session_id, old.session_id: None,
-        }  # fmt: skip
+            found[0].id: first.session_id,
+            first.session_id: old.session_id,
+            old.session_id: None,
+        }
         assert "resource" not in found[0].metadata
         assert await statuses(store, OLD) == {"old": "answered"}
         assert await statuses(store, NEW) == {"new": "answered"}
@@ -272,11 +274,14 @@ async def test_moves_while_everything_happens_lose_nothing(database: str) -> Non
                         following = await stores[store].finish_delivery(DeliveryResult(following, "sent"))
 
             work = [
-                sessions.move(stores[1].database, old, new), send(2, old), send(0, new),
+                sessions.move(stores[1].database, old, new),
+                send(2, old),
+                send(0, new),
                 *(messages.edit(stores[1].database, event) for event in edits),
                 *(stores[n % 3].receive(said(f"{n}", to=chance.choice([old, new]))) for n in range(20)),
-                *(stores[n].claim(wish(old)) for n in range(3)), turns.recover(stores[0].database, all_owners=True),
-            ]  # fmt: skip
+                *(stores[n].claim(wish(old)) for n in range(3)),
+                turns.recover(stores[0].database, all_owners=True),
+            ]
             chance.shuffle(work)
             await asyncio.gather(*work)
             await turns.recover(stores[0].database, all_owners=True)
@@ -284,9 +289,11 @@ async def test_moves_while_everything_happens_lose_nothing(database: str) -> Non
             for place in (old, new):
                 await answer_all(stores[0], place)
             kept = [
-                message.text for place in (old, new) for message in await stores[0].history(place.id, limit=1000)
+                message.text
+                for place in (old, new)
+                for message in await stores[0].history(place.id, limit=1000)
                 if message.direction == "inbound"
-            ]  # fmt: skip
+            ]
             assert sorted(kept) == sorted(["before"] * 6 + ["hello"] * 6 + [f"{n}" for n in range(20)])
     assert await deadlocks(database) == 0
     await assert_consistent(database)

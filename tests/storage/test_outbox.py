@@ -94,7 +94,7 @@ async def test_the_next_delivery_has_all_that_its_sender_needs(any_database: str
         assert third is not None
         assert third == Delivery(
             place.id, 4, 1, 1, keys[2], third.message_id, place, "two", {"buttons": [{"text": "yes"}]}, "shown"
-        )  # fmt: skip
+        )
         assert third.message_id not in (first.message_id, None)
         assert len(set(keys)) == 3
     await assert_consistent(any_database)
@@ -103,9 +103,7 @@ async def test_the_next_delivery_has_all_that_its_sender_needs(any_database: str
 async def test_a_retry_comes_back_when_it_is_due(any_database: str) -> None:
     async with opened(any_database) as store, looking(any_database) as connection:
         first = await first_part(store)
-        assert (
-            await store.finish_delivery(DeliveryResult(first, "pending", error="busy", retry_seconds=60)) is None
-        )  # fmt: skip
+        assert await store.finish_delivery(DeliveryResult(first, "pending", error="busy", retry_seconds=60)) is None
         assert await outbox.due_deliveries(store.database, HERE, KEYED) == []
         await make_due(connection)
         (again,) = await outbox.due_deliveries(store.database, HERE, UNKEYED)
@@ -185,8 +183,9 @@ async def test_what_follows_waits_while_one_is_tried_again(any_database: str) ->
         first = await first_part(store, parts=2)
         await store.finish_delivery(DeliveryResult(first, "pending", retry_seconds=600))
         assert await replied(store) is None
-        await connection.execute("update deliveries set next_attempt_at = now() - interval '1 s' where status <> "
-                                 "'pending' or attempts = 0")  # fmt: skip
+        await connection.execute(
+            "update deliveries set next_attempt_at = now() - interval '1 s' where status <> 'pending' or attempts = 0"
+        )
         assert await outbox.due_deliveries(store.database, HERE, KEYED) == []
         off = await connection.fetch("select next_attempt_at > now() as off from deliveries")
         assert [row["off"] for row in off] == [True, True, True], "put off, so that the sweep need not look each time"
@@ -261,8 +260,16 @@ async def test_a_reply_that_is_stored_while_the_one_before_it_ends_is_soon_found
         # The sender sees nothing that follows, and who answers still sees it at work.
         taken = await sender.fetch(
             QUERIES["finish_deliveries"],
-            [first.conversation_id], [first.seq], [1], ["sent"], ["p"], [None], [0.0], [1], [False],
-        )  # fmt: skip
+            [first.conversation_id],
+            [first.seq],
+            [1],
+            ["sent"],
+            ["p"],
+            [None],
+            [0.0],
+            [1],
+            [False],
+        )
         assert taken == []
         assert await replied(store) is None
         await transaction.commit()

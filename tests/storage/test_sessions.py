@@ -152,8 +152,11 @@ async def test_a_notice_is_said_at_most_once_a_minute(any_database: str) -> None
         ]
         found = await connection.fetch("select seq, part, status from deliveries order by seq, part")
         assert [tuple(row) for row in found] == [
-            (2, 1, "sending"), (2, 2, "pending"), (3, 1, "pending"), (3, 2, "pending"),
-        ]  # fmt: skip
+            (2, 1, "sending"),
+            (2, 2, "pending"),
+            (3, 1, "pending"),
+            (3, 2, "pending"),
+        ]
     await assert_consistent(any_database)
 
 

@@ -165,20 +165,33 @@ async def test_an_answer_is_stored_with_its_deliveries(any_database: str) -> Non
         await store.receive(said())
         turn = await claimed(store)
         completion = ending(
-            turn, "an answer", parts=2, agent_request_id="request-1", usage={"tokens": 3}, metadata={"a": 1},
+            turn,
+            "an answer",
+            parts=2,
+            agent_request_id="request-1",
+            usage={"tokens": 3},
+            metadata={"a": 1},
             session_metadata={"approval": {"id": "x"}},
-        )  # fmt: skip
+        )
         completed = await store.complete(completion)
         assert completed is not None
         assert (completed.seq, completed.more) == (2, False)
         reply = (await store.history(CHAT.id))[-1]
         assert (reply.id, reply.text, reply.direction, reply.status, reply.metadata) == (
-            completion.message_id, "an answer", "outbound", "stored", {"a": 1},
-        )  # fmt: skip
+            completion.message_id,
+            "an answer",
+            "outbound",
+            "stored",
+            {"a": 1},
+        )
         row = await connection.fetchrow("select * from turns")
         assert (row["status"], row["outcome"], row["agent_request_id"], row["usage"], row["owner"]) == (
-            "done", "answered", "request-1", '{"tokens": 3}', "library",
-        )  # fmt: skip
+            "done",
+            "answered",
+            "request-1",
+            '{"tokens": 3}',
+            "library",
+        )
         assert await connection.fetchval("select agent_request_id from messages where seq = 2") == "request-1"
         deliveries = await connection.fetch("select part, status, attempts, idempotency_key from deliveries order by 1")
         assert [tuple(each)[:3] for each in deliveries] == [(1, "sending", 1), (2, "pending", 0)]
@@ -523,9 +536,13 @@ async def test_renewing_and_ending_many_turns_at_once_never_deadlocks(database: 
     async with opened(database) as store:
         for _ in range(15):
             await asyncio.gather(*(store.receive(said(to=each)) for each in CONVERSATIONS))
-            held = [turn for turn in await turns.claim(
-                store.database, [wish(each) for each in CONVERSATIONS], owner="one", lease_seconds=30
-            ) if turn]  # fmt: skip
+            held = [
+                turn
+                for turn in await turns.claim(
+                    store.database, [wish(each) for each in CONVERSATIONS], owner="one", lease_seconds=30
+                )
+                if turn
+            ]
             assert len(held) == 20
             endings = [ending(turn) for turn in sorted(held, key=lambda turn: str(turn.id))]
             done, *_ = await asyncio.gather(

@@ -133,8 +133,9 @@ async def test_duplicates_and_swapped_updates(telegram: FakeTelegram, chat: Chat
     await telegram.until_confirmed()
     messages = await until_stored(bridge, chat, 7)
     asked = [message["text"] for message in messages if message["direction"] == "inbound"]
-    assert sorted(asked) == sorted(f"{nth} {odd}" for nth in ("first", "second") for odd in (
-        "duplicate", "twice_at_once", "swap"))  # fmt: skip
+    assert sorted(asked) == sorted(
+        f"{nth} {odd}" for nth in ("first", "second") for odd in ("duplicate", "twice_at_once", "swap")
+    )
     while any(message["status"] == "pending" for message in await stored(bridge, chat)):
         await asyncio.sleep(0.02)
     words = "\n\n".join(message.text for message in await chat.replies())
