@@ -89,7 +89,7 @@ async def test_migrate_makes_the_schema_once() -> None:
         assert errors.startswith("chat-bridge: ")
         assert "migrate" in errors
         for words in (["migrate"], ["migrate"], ["migrate", "--check"]):
-            assert await run_command(*words, **environment) == (0, "the schema is up to date: 0002\n", "")
+            assert await run_command(*words, **environment) == (0, "the schema is up to date: 0003\n", "")
 
 
 async def test_serve_does_not_migrate_when_told_not_to() -> None:
@@ -222,7 +222,7 @@ async def test_doctor_finds_nothing_wrong(database: str, redis_url: str) -> None
     assert (code, errors) == (0, "")
     assert told(output) == {
         "database": ("ok", "PostgreSQL 18 answers."),
-        "schema": ("ok", "Up to date (0002)."),
+        "schema": ("ok", "Up to date (0003)."),
         "clock": ("ok", "PostgreSQL and this machine agree on the time."),
         "redis": ("ok", "Answers."),
         "agent": ("ok", "echo is there."),

@@ -1,13 +1,12 @@
-"""The command line: `chat-bridge serve | doctor | migrate | config | explain | version`."""
+"""The command line: `chat-bridge serve | doctor | migrate | config | explain | dlq | version`."""
 
 import asyncio
 import os
 import signal
 import socket
 import sys
-from collections.abc import Coroutine, Generator
+from collections.abc import Awaitable, Callable, Coroutine, Generator
 from contextlib import contextmanager, suppress
-from datetime import datetime
 from importlib.metadata import version
 from typing import Annotated, Any
 from uuid import UUID
@@ -15,15 +14,17 @@ from uuid import UUID
 import typer
 import uvicorn
 
+from chat_bridge import dlq
 from chat_bridge.doctor import examine
 from chat_bridge.errors import ChatBridgeError, SettingsError
+from chat_bridge.explain import told
 from chat_bridge.model import MessageId
 from chat_bridge.service import Service, database_url, running_service
 from chat_bridge.settings import Settings, load_settings, shown
 from chat_bridge.storage.migrate import migrate, migration_sql, schema_state
-from chat_bridge.storage.postgres import Database, Record
-from chat_bridge.storage.story import Story, tell_story
-from chat_bridge.storage.text import from_jsonb
+from chat_bridge.storage.postgres import Database
+from chat_bridge.storage.store import Store
+from chat_bridge.storage.story import tell_story
 from chat_bridge.telemetry import configure_logging
 
 TELEGRAM_HINT = [
@@ -38,6 +39,11 @@ cli = typer.Typer(
     pretty_exceptions_enable=False,
     help="Any chat platform in front of any agent.",
 )
+
+dead_letters = typer.Typer(
+    no_args_is_help=True, help="Dead letters: replies that were given up, messages that got no answer."
+)
+cli.add_typer(dead_letters, name="dlq")
 
 
 def main() -> None:
@@ -93,6 +99,39 @@ def doctor() -> None:
 def explain(message: Annotated[UUID, typer.Argument(help="The id of a message, inbound or outbound.")]) -> None:
     """Tell a message's story."""
     _run(_explain(load_settings(), MessageId(message)))
+
+
+Ids = Annotated[list[UUID] | None, typer.Argument(metavar="ID...", help="The ids that `dlq list` shows.")]
+OfPlatform = Annotated[str | None, typer.Option("--platform", help="Only of this platform.")]
+All = Annotated[bool, typer.Option("--all", help="All of them; with --platform, all of that one.")]
+
+
+@dead_letters.command("list")
+def list_dead_letters(
+    platform: OfPlatform = None,
+    limit: Annotated[int, typer.Option(min=1, help="At most so many.")] = 50,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line.")] = False,
+) -> None:
+    """List them, newest first."""
+    _run(_dlq(lambda store: dlq.show_list(store, platform, limit, as_json=as_json)))
+
+
+@dead_letters.command("show")
+def show_dead_letter(message: Annotated[UUID, typer.Argument(metavar="ID")]) -> None:
+    """Tell one's whole story, with its text."""
+    _run(_dlq(lambda store: dlq.show_one(store, MessageId(message))))
+
+
+@dead_letters.command("retry")
+def retry_dead_letters(ids: Ids = None, platform: OfPlatform = None, everything: All = False) -> None:
+    """Send replies again; have failed messages answered after all."""
+    _run(_dlq(lambda store: dlq.handle(store, "retry", ids, platform, everything=everything)))
+
+
+@dead_letters.command("purge")
+def purge_dead_letters(ids: Ids = None, platform: OfPlatform = None, everything: All = False) -> None:
+    """Lay them aside for good; `explain` still tells their story."""
+    _run(_dlq(lambda store: dlq.handle(store, "purge", ids, platform, everything=everything)))
 
 
 @cli.command("version")
@@ -226,60 +265,14 @@ async def _explain(settings: Settings, message: MessageId) -> None:
         story = await tell_story(database, message)
     if story is None:
         raise ChatBridgeError(f"there is no message {message}")
-    print("\n".join(_told(story)))
+    print("\n".join(told(story)))
 
 
-def _told(story: Story) -> list[str]:
-    message = story.message
-    lines = [
-        f"message {message['id']}: {message['direction']} {message['content_type']}, "
-        f"{_became(story)}{_because(message)}",
-        f"  conversation  {message['conversation_id']} ({message['platform']} {message['account']} "
-        f"{message['platform_conversation_id']}{' ' + message['thread'] if message['thread'] else ''})",
-        f"  session       {message['session_id']} ({message['session_status']}), seq {message['seq']}",
-        f"  stored        {_time(message['created_at'])}",
-    ]
-    if message["sender_id"]:
-        lines.append(f"  sender        {message['sender_id']}")
-    if message["event_key"]:
-        lines.append(f"  event key     {message['event_key']}")
-    if not story.turns and message["direction"] == "inbound":
-        lines.append("no turn has taken it" + (" yet" if message["status"] == "accepted" else ""))
-    for turn in story.turns:
-        lines += [
-            f"turn {turn['id']}: {turn['status']}{', ' + turn['outcome'] if turn['outcome'] else ''}",
-            f"  took          seq {turn['first_seq']} to {turn['last_seq']}, at {_time(turn['started_at'])}",
-            f"  ended         {_time(turn['finished_at'])}",
-            f"  agent         {turn['agent']}, request {turn['agent_request_id'] or 'not named'}",
-            f"  worker        {turn['owner']}",
-        ]
-        if turn["error"]:
-            lines.append(f"  reason        {turn['error']}")
-        if turn["usage"]:
-            lines.append(f"  usage         {turn['usage']}")
-    for reply in story.replies:
-        delivery = f"part {reply['part']} {reply['status']}" if reply["part"] else "nothing to deliver"
-        lines += [
-            f"reply {reply['id']}: seq {reply['seq']}, stored {_time(reply['created_at'])}",
-            f"  delivery      {delivery}, tries {reply['attempts'] or 0}, at {_time(reply['sent_at'])}"
-            f"{', ' + reply['error'] if reply['error'] else ''}",
-        ]
-    return lines
-
-
-def _became(story: Story) -> str:
-    message = story.message
-    if message["status"] != "accepted":
-        return message["status"]
-    pending = message["pending_since"] is not None and message["seq"] > message["answered_seq"]
-    return "waiting for its answer" if pending else "answered"
-
-
-def _because(message: Record) -> str:
-    metadata: dict[str, Any] = from_jsonb(message["metadata"]) or {}
-    reason = metadata.get("reason")
-    return f" ({reason})" if reason else ""
-
-
-def _time(moment: datetime | None) -> str:
-    return moment.isoformat(timespec="milliseconds") if moment else "not yet"
+async def _dlq(work: Callable[[Store], Awaitable[None]]) -> None:
+    settings = load_settings()
+    async with (
+        database_url(settings, beside=True) as dsn,
+        Database.open(dsn, pgbouncer=settings.database_pgbouncer) as database,
+    ):
+        (await schema_state(dsn)).require_usable()
+        await work(Store(database, owner="dlq"))

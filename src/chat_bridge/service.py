@@ -83,15 +83,17 @@ async def running_service(settings: Settings) -> AsyncGenerator[Service]:
         for platform in platforms.values():
             stack.push_async_callback(platform.aclose)
         texts = Texts(settings.language, settings.texts)
-        deliverer = Deliverer(store, platforms, resend_unknown=settings.unknown_deliveries == "resend")
+        deliverer = Deliverer(store, hot, platforms, resend_unknown=settings.unknown_deliveries == "resend")
         stack.push_async_callback(deliverer.aclose)
         answerer = Answerer(settings, store, platforms, agent, deliverer, texts)
         workers = Workers(settings, store, hot, platforms, agent.name, answerer, deliverer, texts)
         sweep = Sweep(
             store,
-            wake=workers.wake,
+            rescue=workers.rescue,
             redeliver=deliverer.redeliver,
+            apologise=workers.apologise,
             accounts=[(name, platform.account) for name, platform in platforms.items()],
+            alone=settings.embedded,
         )
         receiver = Receiver(settings, store, hot, platforms, workers, _access(settings))
         attendance = Attendance(store, platforms, receiver.receive_all, settings.lease_seconds)
@@ -99,8 +101,11 @@ async def running_service(settings: Settings) -> AsyncGenerator[Service]:
 
         async def schema_problem() -> str | None:
             revision = await database.fetch_one("schema_revision")
+            state = compare(revision["version_num"] if revision else None)
+            if not state.known and (oldest := await database.fetch_one("oldest_code")):
+                state = compare(state.current, oldest["oldest_code"])
             try:
-                compare(revision["version_num"] if revision else None).require_usable()
+                state.require_usable()
             except SchemaError as error:
                 return str(error)
             return None
@@ -121,7 +126,7 @@ async def running_service(settings: Settings) -> AsyncGenerator[Service]:
         )
         failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         renewing = asyncio.create_task(workers.renew_leases(), name="renew_leases")
-        sweeping = asyncio.create_task(sweep.run(alone=settings.embedded), name="sweep")
+        sweeping = asyncio.create_task(sweep.run(), name="sweep")
         attending = asyncio.create_task(attendance.run(), name="attend")
         loops = (renewing, sweeping, attending)
         for loop in loops:
@@ -130,7 +135,7 @@ async def running_service(settings: Settings) -> AsyncGenerator[Service]:
         async def drain(seconds: float = settings.drain_seconds) -> None:
             sweeping.cancel()
             attending.cancel()
-            await asyncio.wait([attending])  # another process may ask the platforms now
+            await asyncio.wait([attending, sweeping])  # another process may do this now
             await workers.drain(seconds)
             hot.dismiss_watchers()
 

@@ -269,6 +269,7 @@ async def test_a_reply_that_is_stored_while_the_one_before_it_ends_is_soon_found
             [0.0],
             [1],
             [False],
+            [False],
         )
         assert taken == []
         assert await replied(store) is None
@@ -288,11 +289,11 @@ async def test_what_a_dead_sender_left_is_sent_again_where_the_platform_takes_a_
         lost = await first_part(store, parts=2)
         assert await outbox.due_deliveries(store.database, HERE, KEYED) == [], "its sender may still be at it"
         await make_due(connection)
-        assert await outbox.due_deliveries(store.database, HERE, KEYED) == [replace(lost, attempt=2)]
+        assert await outbox.due_deliveries(store.database, HERE, KEYED) == [replace(lost, attempt=2, failures=1)]
         assert await outbox.due_deliveries(store.database, HERE, KEYED) == []
         await make_due(connection)
         (again,) = await outbox.due_deliveries(store.database, HERE, KEYED)
-        assert again == replace(lost, attempt=3)
+        assert again == replace(lost, attempt=3, failures=2)
         assert await send_all(store, again) == [(2, 1), (2, 2)]
     await assert_consistent(any_database)
 
@@ -332,7 +333,7 @@ async def test_a_reply_that_was_shown_as_it_grew_is_changed_again(any_database: 
         assert [row[0] for row in found] == ["shown\ufffd", None]
         await make_due(connection)
         (again,) = await outbox.due_deliveries(store.database, HERE, UNKEYED)
-        assert again == replace(first, attempt=2, replaces="shown\ufffd")
+        assert again == replace(first, attempt=2, failures=1, replaces="shown\ufffd")
         second = await store.finish_delivery(DeliveryResult(again, "sent"))
         assert second is not None
         assert second.replaces is None

@@ -3,7 +3,7 @@
 import json
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import asynccontextmanager
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from hashlib import md5
 from typing import Any
 from uuid import UUID
@@ -160,8 +160,15 @@ STATEMENTS: dict[str, list[object]] = {
     "supersede": [CHAT.id, None, "reason"],
     "recover": [False],
     "find_pending": [100, ["webchat"], ["main"]],
-    "due_deliveries": [100, ["webchat"], None, ["webchat"], ["main"]],
-    "finish_deliveries": [[CHAT.id], [1], [1], ["sent"], [None], [None], [0.0], [1], [False]],
+    "lock_lost": [[CHAT.id], [UUID(int=7)]],
+    "set_aside": [[CHAT.id], [UUID(int=7)], 3],
+    "due_deliveries": [100, ["webchat"], None, ["webchat"], ["main"], 8],
+    "finish_deliveries": [[CHAT.id], [1], [1], ["sent"], [None], [None], [0.0], [1], [False], [False]],
+    "list_dead_letters": [datetime(9999, 1, 1, tzinfo=UTC), UUID(int=2**128 - 1), 0, None, 50],
+    "retry_deliveries": [UUID(int=8)],
+    "purge_deliveries": [UUID(int=8)],
+    "failed_message": [UUID(int=8)],
+    "note_on_failed": [UUID(int=8), "{}"],
     "set_session_metadata": [SESSION, "{}"],
     "lock_session": [SESSION],
     "close_session": [SESSION],
@@ -180,7 +187,7 @@ STATEMENTS: dict[str, list[object]] = {
     "add_to_album": [CHAT.id, LONG, "part", "[]", "text", True],
     "late_for_album": [CHAT.id, LONG, "part"],
     "overheard": [CHAT.id, SESSION, LONG, 50],
-    "take_lease": ["poll", "owner", timedelta(seconds=30)],
+    "take_leases": [["poll"], "owner", timedelta(seconds=30)],
     "release_lease": ["poll", "owner"],
     "turns_of_message": [CHAT.id, LONG],
     "turn": [CHAT.id, UUID(int=7)],

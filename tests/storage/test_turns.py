@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from chat_bridge.model import Address, BusyPolicy, Turn, TurnOutcome, User
+from chat_bridge.model import Address, BusyPolicy, ConversationId, Turn, TurnId, TurnOutcome, User
 from chat_bridge.storage import outbox, sessions, turns
 from chat_bridge.storage.store import Store
 from chat_bridge.storage.turns import Completed, Completion
@@ -385,7 +385,7 @@ async def test_a_worker_without_lease_is_replaced_and_can_change_nothing(any_dat
         lost = await claimed(slow)
         assert await turns.recover(quick.database) == []
         await connection.execute("update turns set lease_until = now() - interval '1 second'")
-        assert await turns.recover(quick.database) == [CHAT.id]
+        assert await turns.recover(quick.database) == [(CHAT.id, lost.id)]
         assert await turns.recover(quick.database) == []
         assert await slow.complete(ending(lost, "stale")) is None
         turn = await claimed(quick)
@@ -400,10 +400,11 @@ async def test_a_worker_without_lease_is_replaced_and_can_change_nothing(any_dat
 
 async def test_a_process_that_is_alone_recovers_everything(database: str) -> None:
     async with opened(database) as store:
+        held: set[tuple[ConversationId, TurnId]] = set()
         for number in range(3):
             await store.receive(said(to=chat(number)))
-            await claimed(store, chat(number))
-        assert set(await turns.recover(store.database, all_owners=True)) == {chat(number).id for number in range(3)}
+            held.add((chat(number).id, (await claimed(store, chat(number))).id))
+        assert set(await turns.recover(store.database, all_owners=True)) == held
 
 
 async def test_a_renewed_lease_holds_and_a_lost_one_is_told(any_database: str) -> None:

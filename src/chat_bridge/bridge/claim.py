@@ -3,18 +3,30 @@
 import asyncio
 from collections.abc import Collection, Coroutine, Mapping
 from typing import Any, Literal, Protocol
+from uuid import UUID
 
 from chat_bridge.bridge.deliver import Deliverer
 from chat_bridge.bridge.resolve import busy_policy
 from chat_bridge.errors import StorageError
-from chat_bridge.model import ConversationId, InboundEvent, Receipt, Seq, Turn, TurnId, TurnOutcome
+from chat_bridge.model import (
+    Address,
+    ConversationId,
+    InboundEvent,
+    Json,
+    Receipt,
+    Seq,
+    SessionId,
+    Turn,
+    TurnId,
+    TurnOutcome,
+)
 from chat_bridge.platforms.contract import Platform
 from chat_bridge.settings import Settings
 from chat_bridge.storage import sessions, turns
 from chat_bridge.storage.outbox import Delivery
 from chat_bridge.storage.redis import Event, Hot
 from chat_bridge.storage.store import Store
-from chat_bridge.storage.turns import Completion, Wish
+from chat_bridge.storage.turns import Completion, SetAside, Wish
 from chat_bridge.telemetry import TURNS_RUNNING, log
 from chat_bridge.texts import Texts
 
@@ -87,6 +99,7 @@ class Workers:
         self._store = store
         self._hot = hot
         self._platforms = platforms
+        self._accounts = [(name, platform.account) for name, platform in platforms.items()]
         self._agent_name = agent_name
         self._answers = answers
         self._deliverer = deliverer
@@ -94,6 +107,8 @@ class Workers:
         self._slots = asyncio.Semaphore(settings.max_turns)
         self._workers: dict[ConversationId, asyncio.Task[None]] = {}
         self._again: set[ConversationId] = set()
+        self._rescued: set[ConversationId] = set()
+        self._full = False  # some conversations found no place here: they wait in PostgreSQL
         self._running: dict[ConversationId, Running] = {}
         # What came while a claim was under way.
         self._stops: dict[ConversationId, list[tuple[Seq, StopReason, Seq | None]]] = {}
@@ -103,13 +118,22 @@ class Workers:
 
     def wake(self, conversation: ConversationId, platform: str) -> None:
         """Something may wait in a conversation: have a worker look. Safe to call at any time, as often as you like."""
-        if self._closing or platform not in self._platforms:
+        if platform not in self._platforms:
             return
         if conversation in self._workers:
             self._again.add(conversation)
             return
+        if self._closing or len(self._workers) >= 2 * self._settings.max_turns:
+            self._full = True
+            self.spawn(self._pass_on(conversation, platform), "wake.pass_on")
+            return
         task = asyncio.create_task(self._work(conversation, self._platforms[platform]), name=f"worker:{conversation}")
         self._workers[conversation] = task
+
+    def rescue(self, conversation: ConversationId, platform: str) -> None:
+        """As `wake`, for a conversation that nobody is on: a lock in Redis was left behind by who died."""
+        self._rescued.add(conversation)
+        self.wake(conversation, platform)
 
     async def stop(
         self, conversation: ConversationId, before: Seq, reason: StopReason, *, holding: Seq | None = None
@@ -129,26 +153,24 @@ class Workers:
 
     async def refuse(self, receipt: Receipt, event: InboundEvent, reason: str) -> None:
         """Tell the user why a message will not be answered, at most once a minute."""
-        platform = self._platforms[event.address.platform]
-        text = self._texts.say(reason)
         metadata: dict[str, Any] = {"notice": reason}
         if event.group and event.platform_message_id is not None:
             metadata["reply_to"] = event.platform_message_id
-        said = await sessions.say(
-            self._store.database,
-            receipt.conversation_id,
-            receipt.session_id,
-            text,
-            metadata,
-            len(platform.render(text)),
-        )
+        await self._say(event.address, receipt.session_id, reason, metadata)
+
+    def apologise(self, message: SetAside) -> None:
+        """Tell the user of a message that was set aside, at most once a minute."""
+        self.spawn(self._say(message.address, message.session_id, "error", {"notice": "error"}), "apologise")
+
+    async def _say(self, address: Address, session: SessionId, name: str, metadata: Json) -> None:
+        text = self._texts.say(name)
+        parts = len(self._platforms[address.platform].render(text))
+        said = await sessions.say(self._store.database, address.id, session, text, metadata, parts)
         if said is None:
             return
         message, seq, key = said
         if key is not None:
-            await self._deliverer.deliver(
-                Delivery(receipt.conversation_id, seq, 1, 1, key, message, event.address, text, metadata)
-            )
+            await self._deliverer.deliver(Delivery(address.id, seq, 1, 1, key, message, address, text, metadata))
 
     def spawn(self, work: Coroutine[None, None, None], name: str) -> None:
         """Run something small beside the caller. What it fails to do, the sweep does."""
@@ -202,10 +224,17 @@ class Workers:
         await asyncio.gather(*rest, return_exceptions=True)
 
     async def _control(self, event: Event) -> None:
-        if event.get("type") == "stop":
-            for conversation in {*self._running, *self._workers}:
-                if str(conversation) == event.get("conversation"):
-                    self._stop_here(conversation, event["before"], event["reason"], event.get("holding"))
+        match event.get("type"):
+            case "stop":
+                conversation = ConversationId(UUID(event["conversation"]))
+                self._stop_here(conversation, event["before"], event["reason"], event.get("holding"))
+            case "wake" if not self._closing and len(self._workers) < self._settings.max_turns:
+                self.wake(ConversationId(UUID(event["conversation"])), event["platform"])
+            case "hold":
+                platform, account = event["account"]
+                self._deliverer.hold(platform, account, event["seconds"])
+            case _:
+                pass
 
     def _stop_here(self, conversation: ConversationId, before: Seq, reason: StopReason, holding: Seq | None) -> None:
         running = self._running.get(conversation)
@@ -219,8 +248,7 @@ class Workers:
         try:
             await self._coalesce(platform)
             async with self._slots:
-                while not self._closing and await self._take_turn(conversation, platform):
-                    await self._coalesce(platform)
+                await self._answer_all(conversation, platform)
         except StorageError as error:
             # The messages are safe; the sweep wakes another worker for them.
             log.warning("worker.failed", conversation=str(conversation), reason=str(error))
@@ -232,6 +260,41 @@ class Workers:
             if conversation in self._again:
                 self._again.discard(conversation)
                 self.wake(conversation, platform.capabilities.name)
+            if self._full and not self._closing and len(self._workers) < self._settings.max_turns:
+                self._full = False
+                self.spawn(self._refill(), "workers.refill")
+
+    async def _answer_all(self, conversation: ConversationId, platform: Platform) -> None:
+        """Answer until nothing waits. A lock in Redis saves the database from many who want one conversation: who can't
+        have it knocks, and its holder looks again before it lets go."""
+        rescued = conversation in self._rescued
+        self._rescued.discard(conversation)
+        if not rescued and not await self._hot.acquire(conversation):
+            return
+        knocked = True
+        try:
+            while knocked and not self._closing:
+                while not self._closing and await self._take_turn(conversation, platform):
+                    await self._coalesce(platform)
+                knocked = await self._hot.release(conversation)
+        finally:
+            if knocked:  # the worker failed, or the process stops
+                if await self._hot.release(conversation):
+                    await self._hot.release(conversation)
+                if self._closing:
+                    await self._pass_on(conversation, platform.capabilities.name)
+
+    async def _pass_on(self, conversation: ConversationId, platform: str) -> None:
+        """Have another process look at a conversation."""
+        await self._hot.control({"type": "wake", "conversation": str(conversation), "platform": platform})
+
+    async def _refill(self) -> None:
+        """Take up conversations that found no place here before."""
+        most = self._settings.max_turns
+        found = await turns.find_pending(self._store.database, self._accounts, most)
+        for conversation, platform in found:
+            self.wake(conversation, platform)
+        self._full = self._full or len(found) == most
 
     async def _coalesce(self, platform: Platform) -> None:
         own = self._settings.coalesce_seconds

@@ -22,6 +22,7 @@ from chat_bridge.platforms.contract import (
 from chat_bridge.platforms.rich_text import Rendered
 from chat_bridge.storage import outbox, sessions
 from chat_bridge.storage.outbox import Delivery, DeliveryResult
+from chat_bridge.storage.redis import Hot
 from chat_bridge.storage.store import Store
 from chat_bridge.telemetry import DELIVERIES, log
 
@@ -29,20 +30,25 @@ FIRST_RETRY_SECONDS = 1.0
 LONGEST_RETRY_SECONDS = 900.0
 LONGEST_WAIT_SECONDS = 86400.0
 REFUSED_US_SECONDS = 60.0
-SEND_SECONDS = 50.0  # less than the minute after which others take the sender for dead
+RETRY_FACTOR = 4.0  # eight tries then take about half an hour
+SEND_SECONDS = 25.0  # less than the 30 seconds after which others take the sender for dead
 SOON_SECONDS = 10.0  # a retry within this time need not wait for the sweep
 MOVED_SECONDS = 1.0
 STOP_SECONDS = 5.0  # what a send may still take when the process stops
 MOST_AT_ONCE = 100
 LONG_TEXT = 20_000  # characters; a longer one is rendered beside the event loop
 
+Accounts = Sequence[tuple[str, str]]
+"""(platform, account) of each."""
+
 
 class Deliverer:
     """Sends what is in the outbox. `resend_unknown`: a part that may have been sent is sent again, though the platform
     would show it twice."""
 
-    def __init__(self, store: Store, platforms: Mapping[str, Platform], *, resend_unknown: bool) -> None:
+    def __init__(self, store: Store, hot: Hot, platforms: Mapping[str, Platform], *, resend_unknown: bool) -> None:
         self._store = store
+        self._hot = hot
         self._platforms = platforms
         self._accounts = [(name, each.account) for name, each in platforms.items()]
         self._repeatable = [
@@ -76,9 +82,13 @@ class Deliverer:
             elif result.status == "pending" and result.retry_seconds <= SOON_SECONDS:
                 self._retry_soon(delivery.conversation_id, result.retry_seconds)
 
-    async def redeliver(self) -> int:
-        """Take what is due and begin to send it; how many there were. Raises StorageError."""
-        return await self._take(MOST_AT_ONCE - len(self._sending))
+    async def redeliver(self, accounts: Accounts) -> int:
+        """Take what is due of these accounts and begin to send it; how many there were. Raises StorageError."""
+        return await self._take(accounts, MOST_AT_ONCE - len(self._sending))
+
+    def hold(self, platform: str, account: str, seconds: float) -> None:
+        """The platform wants this account to wait: send nothing for it meanwhile."""
+        self._held_until[platform, account] = time.monotonic() + seconds
 
     async def aclose(self) -> None:
         """Stop: what is being sent may end, the rest stays in the outbox."""
@@ -91,18 +101,27 @@ class Deliverer:
                 task.cancel()
         await asyncio.gather(*self._waiting, *self._sending, return_exceptions=True)
 
-    async def _take(self, most: int, conversation: ConversationId | None = None) -> int:
+    async def _take(self, accounts: Accounts, most: int, conversation: ConversationId | None = None) -> int:
         if most <= 0 or self._closing:
             return 0
-        due = await outbox.due_deliveries(self._store.database, self._accounts, self._repeatable, most, conversation)
+        due = await self._due(accounts, most, conversation)
         for delivery in due:
-            self._start(self._sending, self.deliver(delivery))
+            self._start(self._sending, self._deliver_all(delivery))
         return len(due)
+
+    async def _deliver_all(self, delivery: Delivery) -> None:
+        """Send what is due in a conversation, one after another."""
+        await self.deliver(delivery)
+        while not self._closing and (more := await self._due(self._accounts, 1, delivery.conversation_id)):
+            await self.deliver(more[0])
+
+    async def _due(self, accounts: Accounts, most: int, conversation: ConversationId | None) -> Sequence[Delivery]:
+        return await outbox.due_deliveries(self._store.database, accounts, self._repeatable, most, conversation)
 
     def _retry_soon(self, conversation: ConversationId, seconds: float) -> None:
         async def retry() -> None:
             await asyncio.sleep(seconds)
-            await self._take(MOST_AT_ONCE, conversation)
+            await self._take(self._accounts, MOST_AT_ONCE, conversation)
 
         if not self._closing:
             self._start(self._waiting, retry())
@@ -137,10 +156,19 @@ class Deliverer:
             # The platform's number may be anything, NaN too (which max() passes over in this order).
             answer = replace(answer, seconds=min(max(0.0, answer.seconds), LONGEST_WAIT_SECONDS))
             if answer.scope == "account":
-                self._held_until[account] = time.monotonic() + answer.seconds
+                self.hold(*account, answer.seconds)
+                await self._hot.control({"type": "hold", "account": account, "seconds": answer.seconds})
         return answer
 
     def _result(self, delivery: Delivery, answer: SendResult) -> DeliveryResult:
+        result = self._meaning(delivery, answer)
+        failures = delivery.failures + result.failure
+        if result.status != "pending" or not (delivery.last_try or failures >= outbox.MOST_FAILURES):
+            return result
+        why = "a day of trying" if delivery.last_try else f"{failures} tries"
+        return replace(result, status="failed", error=f"given up after {why}: {result.error}", retry_seconds=0.0)
+
+    def _meaning(self, delivery: Delivery, answer: SendResult) -> DeliveryResult:
         match answer:
             case Sent():
                 return DeliveryResult(delivery, "sent", answer.platform_message_id)
@@ -149,8 +177,8 @@ class Deliverer:
             case RetryLater(maybe_sent=True) if delivery.address.platform not in self._repeatable:
                 return DeliveryResult(delivery, "unknown", error=answer.error)
             case RetryLater():
-                seconds = backoff(delivery.attempt + 1, FIRST_RETRY_SECONDS, LONGEST_RETRY_SECONDS)
-                return DeliveryResult(delivery, "pending", error=answer.error, retry_seconds=seconds)
+                seconds = backoff(delivery.failures + 1, FIRST_RETRY_SECONDS, LONGEST_RETRY_SECONDS, RETRY_FACTOR)
+                return DeliveryResult(delivery, "pending", error=answer.error, retry_seconds=seconds, failure=True)
             case Moved():
                 error = "the conversation has a new id"
                 return DeliveryResult(delivery, "pending", error=error, retry_seconds=MOVED_SECONDS)

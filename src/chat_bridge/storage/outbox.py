@@ -9,10 +9,13 @@ from chat_bridge.model import Address, ConversationId, Json, MessageId, Seq
 from chat_bridge.storage.postgres import Database, Record
 from chat_bridge.storage.text import from_jsonb, storable_or_none
 
+MOST_FAILURES = 8  # of one delivery, within the 24 hours that `give_up_at` sets: then it is a dead letter
+
 
 @dataclass(frozen=True, slots=True)
 class Delivery:
-    """One part of a reply that this process may send now. `attempt` fences the record of what came of it.
+    """One part of a reply that this process may send now. `attempt` fences the record of what came of it; `failures`
+    counts the tries before it that failed; `last_try`: the time for trying is over.
 
     `replaces` is the platform's id of the message that showed this part as it grew. `metadata` is the reply's.
     """
@@ -27,18 +30,21 @@ class Delivery:
     text: str  # of the whole reply
     metadata: Json = field(default_factory=dict[str, Any])
     replaces: str | None = None
+    failures: int = 0
+    last_try: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class DeliveryResult:
-    """What came of an attempt. `pending` comes back after `retry_seconds`. `ends`: nothing more of this conversation
-    can be sent, so that what follows fails too."""
+    """What came of an attempt. `pending` comes back after `retry_seconds`; `failure`: it counts as one. `ends`: nothing
+    more of this conversation can be sent, so that what follows fails too."""
 
     delivery: Delivery
     status: Literal["sent", "pending", "unknown", "failed"]
     platform_message_id: str | None = None
     error: str | None = None
     retry_seconds: float = 0.0
+    failure: bool = False
     ends: bool = False
 
 
@@ -59,6 +65,7 @@ async def finish_deliveries(database: Database, results: Sequence[DeliveryResult
                     result.retry_seconds,
                     result.delivery.attempt,
                     result.ends,
+                    result.failure,
                 )
                 for result in results
             ),
@@ -76,15 +83,13 @@ async def due_deliveries(
     limit: int = 100,
     conversation: ConversationId | None = None,
 ) -> Sequence[Delivery]:
-    """Take deliveries of these accounts (platform, account) that are due, in the order of their conversation: of all,
-    or of one. Those that may have been sent already, on other than `repeatable_platforms`, become `unknown` and are
-    not returned."""
+    """Take deliveries of these accounts (platform, account) that are due, the first of each conversation: of all, or of
+    one. Those that may have been sent already, on other than `repeatable_platforms`, become `unknown`, those that ended
+    their sender again and again `failed`; they are not returned."""
     platforms, names = [platform for platform, _ in accounts], [account for _, account in accounts]
-    rows = await database.fetch("due_deliveries", limit, list(repeatable_platforms), conversation, platforms, names)
-    return sorted(
-        (_delivery(row) for row in rows if row["status"] == "sending" and row["not_before"] is None),
-        key=lambda delivery: (delivery.conversation_id, delivery.seq, delivery.part),
-    )
+    arguments = limit, list(repeatable_platforms), conversation, platforms, names, MOST_FAILURES
+    rows = await database.fetch("due_deliveries", *arguments)
+    return [_delivery(row) for row in rows if row["status"] == "sending" and row["not_before"] is None]
 
 
 def _delivery(row: Record) -> Delivery:
@@ -99,4 +104,6 @@ def _delivery(row: Record) -> Delivery:
         text=row["content_text"],
         metadata=from_jsonb(row["metadata"]) or {},
         replaces=row["platform_message_id"],
+        failures=row["failures"],
+        last_try=row["last_try"],
     )

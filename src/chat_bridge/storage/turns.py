@@ -13,6 +13,7 @@ from chat_bridge.model import (
     Json,
     MessageId,
     Seq,
+    SessionId,
     Turn,
     TurnId,
     TurnOutcome,
@@ -21,6 +22,8 @@ from chat_bridge.model import (
 from chat_bridge.storage.messages import pending_message
 from chat_bridge.storage.postgres import Database, Record, Transaction
 from chat_bridge.storage.text import from_jsonb, storable, storable_or_none, to_jsonb
+
+MOST_LOST_TURNS = 3  # of one message, whose worker died each time: then it is set aside
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,10 +184,36 @@ async def supersede(
     return row["id"] if row else None
 
 
-async def recover(database: Database, *, all_owners: bool = False) -> Sequence[ConversationId]:
+async def recover(database: Database, *, all_owners: bool = False) -> Sequence[tuple[ConversationId, TurnId]]:
     """Free the messages of turns whose lease ran out; `all_owners`: of every running turn, for a process that knows
-    it is alone. Return the conversations, which need a worker."""
-    return [row["conversation_id"] for row in await database.fetch("recover", all_owners)]
+    it is alone. Return these turns; their conversations need a worker."""
+    return [(row["conversation_id"], row["id"]) for row in await database.fetch("recover", all_owners)]
+
+
+@dataclass(frozen=True, slots=True)
+class SetAside:
+    """A message that will not be answered, since every worker that tried was lost."""
+
+    message_id: MessageId
+    session_id: SessionId
+    address: Address
+
+
+async def set_aside(database: Database, lost: Sequence[tuple[ConversationId, TurnId]]) -> Sequence[SetAside]:
+    """Of the messages of turns that were just lost, those that have lost MOST_LOST_TURNS end as failed; return them.
+    If the process dies before this, they get one more turn."""
+    places = [conversation for conversation, _ in lost], [turn for _, turn in lost]
+    async with database.transaction() as transaction:
+        await transaction.fetch("lock_lost", *places)
+        rows = await transaction.fetch("set_aside", *places, MOST_LOST_TURNS)
+    return [
+        SetAside(
+            row["id"],
+            row["session_id"],
+            Address(row["platform"], row["account"], row["platform_conversation_id"], row["thread"]),
+        )
+        for row in rows
+    ]
 
 
 async def find_pending(

@@ -1,7 +1,8 @@
--- name: take_lease
--- Take or renew a lease: it is ours, nobody's, or its owner has let it run out.
+-- name: take_leases
+-- Take or renew leases: those that are ours, nobody's, or that their owner has let run out. One that another process is
+-- just taking is waited for, in the order of names.
 insert into leases as l (name, owner, lease_until)
-values ($1, $2, clock_timestamp() + $3::interval)
+select name, $2, clock_timestamp() + $3::interval from unnest($1::text[]) as i (name) order by name
 on conflict (name) do update set owner = excluded.owner, lease_until = excluded.lease_until
 where l.owner = excluded.owner or l.lease_until < clock_timestamp()
 returning l.name;

@@ -7,13 +7,14 @@ with input as (
   select *
   from unnest(
     $1::uuid[], $2::bigint[], $3::integer[], $4::text[], $5::text[], $6::text[], $7::double precision[],
-    $8::integer[], $9::boolean[]
-  ) as i (conversation_id, seq, part, status, platform_message_id, error, retry_seconds, attempt, ends)
+    $8::integer[], $9::boolean[], $10::boolean[]
+  ) as i (conversation_id, seq, part, status, platform_message_id, error, retry_seconds, attempt, ends, failure)
 ), ended as (
   update deliveries d
   set status = i.status,
     platform_message_id = coalesce(i.platform_message_id, d.platform_message_id),
     error = i.error,
+    failures = d.failures + i.failure::integer,
     next_attempt_at = clock_timestamp() + make_interval(secs => i.retry_seconds),
     sent_at = case when i.status = 'sent' then clock_timestamp() else d.sent_at end
   from input i
@@ -38,27 +39,35 @@ with input as (
   where e.status <> 'pending' and not e.ends
 ), taken as (
   update deliveries d
-  set status = 'sending', attempts = d.attempts + 1, next_attempt_at = clock_timestamp() + interval '1 minute'
+  set status = 'sending', attempts = d.attempts + 1, next_attempt_at = clock_timestamp() + interval '30 seconds'
   from next n
   where d.conversation_id = n.conversation_id and d.seq = n.seq and d.part = n.part and d.status = 'pending'
-  returning d.conversation_id, d.seq, d.part, d.attempts, d.idempotency_key, d.platform_message_id
+  returning d.conversation_id, d.seq, d.part, d.attempts, d.failures, d.give_up_at < clock_timestamp() as last_try,
+    d.idempotency_key, d.platform_message_id
 )
 select
-  t.conversation_id, t.seq, t.part, t.attempts, t.idempotency_key, t.platform_message_id, s.platform, s.account,
-  s.platform_conversation_id, s.thread, m.id, m.content_text, m.metadata
+  t.conversation_id, t.seq, t.part, t.attempts, t.failures, t.last_try, t.idempotency_key, t.platform_message_id,
+  s.platform, s.account, s.platform_conversation_id, s.thread, m.id, m.content_text, m.metadata
 from taken t
 join messages m on m.conversation_id = t.conversation_id and m.seq = t.seq
 join sessions s on s.conversation_id = m.conversation_id and s.id = m.session_id;
 
 -- name: due_deliveries
--- Take deliveries of these accounts ($4, $5) that are due (of all conversations, or of $3): waiting for a retry, or left
--- in `sending` by a worker that died. The latter may have been sent: unless sending again is safe ($2 lists the
--- platforms where it always is, and a message that is changed may be changed twice) they become `unknown`, for a person
--- to see. One whose predecessor is not final is put off until after that.
+-- Take deliveries of these accounts ($4, $5) that are due (of all conversations, or of $3), the first of each
+-- conversation: waiting for a retry, or left in `sending` by a worker that died. The latter may have been sent: unless
+-- sending again is safe ($2 lists the platforms where it always is, and a message that is changed may be changed twice)
+-- they become `unknown`, for a person to see; one that ended its sender $6 times has failed. One whose predecessor is
+-- not final is put off until after that.
 with due as materialized (
   select d.conversation_id, d.seq, d.part, s.platform, s.account, s.platform_conversation_id, s.thread,
     m.id, m.content_text, m.metadata, d.status, before.next_attempt_at as not_before,
-    d.status = 'sending' and s.platform <> all ($2::text[]) and d.platform_message_id is null as lost
+    d.status = 'sending' as left_behind,
+    case
+      when before.next_attempt_at is not null then d.status
+      when d.status = 'sending' and s.platform <> all ($2::text[]) and d.platform_message_id is null then 'unknown'
+      when d.status = 'sending' and d.failures + 1 >= $6 then 'failed'
+      else 'sending'
+    end as becomes
   from deliveries d
   join messages m on m.conversation_id = d.conversation_id and m.seq = d.seq
   join sessions s on s.conversation_id = m.conversation_id and s.id = m.session_id
@@ -78,17 +87,27 @@ with due as materialized (
   order by d.next_attempt_at, d.conversation_id, d.seq, d.part
   limit $1
   for update of d skip locked
+), first as (
+  -- Dead letters that are tried again may lie between others that are sent: these too go one after another.
+  select *
+  from (
+    select due.*, row_number() over (partition by conversation_id, not_before is null order by seq, part) as nth
+    from due
+  ) d
+  where not_before is not null or nth = 1
 )
 update deliveries d
-set status = case when due.not_before is not null then d.status when due.lost then 'unknown' else 'sending' end,
-  error = case when due.status = 'sending' then 'the sender stopped before it heard an answer' else d.error end,
-  attempts = d.attempts + (due.not_before is null)::integer,
+set status = f.becomes,
+  error = case when f.left_behind then 'the sender stopped before it heard an answer' else d.error end,
+  attempts = d.attempts + (f.not_before is null)::integer,
+  failures = d.failures + (f.left_behind and f.not_before is null)::integer,
   next_attempt_at = case
-    when due.not_before is null then clock_timestamp() + interval '1 minute'
-    else greatest(due.not_before, clock_timestamp()) + interval '10 seconds'
+    when f.not_before is not null then greatest(f.not_before, clock_timestamp()) + interval '10 seconds'
+    when f.becomes = 'sending' then clock_timestamp() + interval '30 seconds'
+    else clock_timestamp()
   end
-from due
-where d.conversation_id = due.conversation_id and d.seq = due.seq and d.part = due.part
-returning d.conversation_id, d.seq, d.part, d.status, d.attempts, d.idempotency_key, d.platform_message_id,
-  due.platform, due.account, due.platform_conversation_id, due.thread, due.id, due.content_text, due.metadata,
-  due.not_before;
+from first f
+where d.conversation_id = f.conversation_id and d.seq = f.seq and d.part = f.part
+returning d.conversation_id, d.seq, d.part, d.status, d.attempts, d.failures,
+  d.give_up_at < clock_timestamp() as last_try, d.idempotency_key, d.platform_message_id, f.platform, f.account,
+  f.platform_conversation_id, f.thread, f.id, f.content_text, f.metadata, f.not_before;

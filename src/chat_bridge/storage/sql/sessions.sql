@@ -93,6 +93,10 @@ select current_setting('server_version_num')::integer as version, clock_timestam
 -- The schema's revision, as Alembic keeps it.
 select version_num from alembic_version;
 
+-- name: oldest_code
+-- The oldest code that can use the schema. Asked only of a schema newer than this program: older ones lack the table.
+select oldest_code from schema_compatibility;
+
 -- name: plan_by_arguments
 -- For the rest of the transaction, plan each statement for its arguments.
 select set_config('plan_cache_mode', 'force_custom_plan', true);
@@ -134,7 +138,7 @@ with session as (
   select
     s.conversation_id, s.seq, part, md5($3::uuid || ':' || part)::uuid,
     case when now then 'sending' else 'pending' end, now::integer,
-    clock_timestamp() + case when now then interval '1 minute' else interval '5 seconds' end
+    clock_timestamp() + case when now then interval '30 seconds' else interval '5 seconds' end
   from session s
   left join lateral (
     select d.status

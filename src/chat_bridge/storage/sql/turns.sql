@@ -1,6 +1,7 @@
 -- name: claim
 -- Take the right to answer: lock the session, load what waits in it, insert the turn; the unique index on running
--- turns decides. A command is a turn of its own; a /stop takes everything before it along.
+-- turns decides. A command is a turn of its own; a /stop takes everything before it along. Messages whose turns were
+-- lost again and again are taken one by one, so that only the one to blame is set aside.
 -- The commit is not awaited to disk: a claim lost in a crash of the database only means that the messages still wait.
 with wanted as (
   select *
@@ -19,7 +20,7 @@ with wanted as (
   ) s
 ), waiting as materialized (
   select
-    s.turn_id, s.policy, m.*,
+    s.turn_id, s.policy, coalesce((s.metadata ->> 'suspect_seq')::bigint, 0) as suspect_seq, m.*,
     row_number() over turn as nth,
     min(m.seq) over turn as first_seq,
     min(m.seq) filter (where m.content_type = 'command') over turn as command_seq,
@@ -44,7 +45,7 @@ with wanted as (
   where case
     when w.stop_seq is not null then w.seq <= w.stop_seq
     when w.command_seq = w.first_seq then w.seq = w.first_seq
-    when w.policy = 'followup' then w.seq = w.first_seq
+    when w.policy = 'followup' or w.first_seq <= w.suspect_seq then w.seq = w.first_seq
     else w.seq < coalesce(w.command_seq, w.seq + 1)
   end
 ), claimed as (
@@ -159,7 +160,7 @@ with input as (
   select
     s.conversation_id, s.seq, part, md5(s.message_id || ':' || part)::uuid,
     case when now then 'sending' else 'pending' end, now::integer,
-    clock_timestamp() + case when now then interval '1 minute' else interval '5 seconds' end,
+    clock_timestamp() + case when now then interval '30 seconds' else interval '5 seconds' end,
     case when part = 1 then s.preview end
   from session s
   join sessions seen on seen.conversation_id = s.conversation_id and seen.id = s.session_id
@@ -246,6 +247,69 @@ set status = 'superseded', outcome = 'superseded', error = 'the lease ran out', 
 from lost l
 where t.conversation_id = l.conversation_id and t.id = l.id
 returning t.conversation_id, t.id;
+
+-- name: lock_lost
+-- Hold the sessions of turns that were lost, so that what waits in them is seen as it is.
+select s.id
+from unnest($1::uuid[], $2::uuid[]) as i (conversation_id, id)
+join turns t on t.conversation_id = i.conversation_id and t.id = i.id
+join sessions s on s.conversation_id = t.conversation_id and s.id = t.session_id
+order by s.conversation_id, s.id
+for update of s;
+
+-- name: set_aside
+-- Of the messages of lost turns, those that have lost so many ($3) have failed; those that have lost one less will be
+-- taken alone. Run after `lock_lost`.
+with suspect as materialized (
+  select s.conversation_id, s.id as session_id, m.seq, c.times
+  from unnest($1::uuid[], $2::uuid[]) as i (conversation_id, id)
+  join turns l on l.conversation_id = i.conversation_id and l.id = i.id
+  join sessions s on s.conversation_id = l.conversation_id and s.id = l.session_id and s.status = 'active'
+  join messages m on m.conversation_id = l.conversation_id and m.seq between l.first_seq and l.last_seq
+    and m.session_id = l.session_id and m.direction = 'inbound' and m.status = 'accepted'
+  cross join lateral (
+    select count(*) as times
+    from turns t
+    where t.conversation_id = m.conversation_id and t.status = 'superseded' and t.error = 'the lease ran out'
+      and t.first_seq <= m.seq and t.last_seq >= m.seq
+  ) c
+  where c.times >= $3 - 1
+), aside as (
+  update messages m
+  set status = 'failed', metadata = coalesce(m.metadata, '{}') || '{"reason": "lost_turns"}'
+  from suspect g
+  where g.times >= $3 and m.conversation_id = g.conversation_id and m.seq = g.seq
+  returning m.conversation_id, m.session_id, m.id, m.seq
+), left_over as materialized (
+  select g.conversation_id, g.session_id, max(g.seq) as suspect_seq,
+    bool_or(
+      exists (
+        select from messages m
+        join sessions s on s.conversation_id = m.conversation_id and s.id = m.session_id
+        where m.conversation_id = g.conversation_id and m.session_id = g.session_id and m.seq > s.answered_seq
+          and m.direction = 'inbound' and m.status = 'accepted'
+          and m.seq not in (select o.seq from suspect o where o.conversation_id = m.conversation_id and o.times >= $3)
+      )
+    ) as more
+  from suspect g
+  group by g.conversation_id, g.session_id
+), session as (
+  update sessions s
+  set metadata = s.metadata || jsonb_build_object('suspect_seq', l.suspect_seq),
+    pending_since = case when l.more then s.pending_since end,
+    answered_seq = case when l.more then s.answered_seq else greatest(s.answered_seq, s.last_inbound_seq) end
+  from left_over l
+  where s.conversation_id = l.conversation_id and s.id = l.session_id
+  returning s.conversation_id, s.id, s.platform, s.account, s.platform_conversation_id, s.thread
+), settled as (
+  delete from waiting w
+  using left_over l
+  where not l.more and w.conversation_id = l.conversation_id and w.session_id = l.session_id
+)
+select a.conversation_id, a.session_id, a.id, s.platform, s.account, s.platform_conversation_id, s.thread
+from aside a
+join session s on s.conversation_id = a.conversation_id and s.id = a.session_id
+order by a.conversation_id, a.seq;
 
 -- name: find_pending
 -- Conversations of these accounts with messages that wait and no turn: nobody is on them.
