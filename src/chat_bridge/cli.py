@@ -254,7 +254,7 @@ async def _migrate(settings: Settings, check: bool) -> None:
         state = await schema_state(dsn) if check else await migrate(dsn)
     if check:
         state.require_usable()
-    print(f"the schema is up to date: {state.current}")
+    print(state.summary)
 
 
 async def _explain(settings: Settings, message: MessageId) -> None:

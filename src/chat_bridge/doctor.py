@@ -70,6 +70,7 @@ async def _database(settings: Settings) -> Sequence[Finding]:
         findings.append(Finding("schema", "ok", "`chat-bridge serve` will bring it up to date."))
     else:
         state.require_usable()
+        findings.append(Finding("schema", "ok", f"Newer than this program ({state.current}), which can still use it."))
     apart = max((before - server["now"]).total_seconds(), (server["now"] - after).total_seconds(), 0.0)
     if apart > CLOCK_SECONDS:
         text = f"The clocks of PostgreSQL and this machine are {apart:.0f} s apart: set both by a time server."

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -19,7 +20,7 @@ from tests.bridge import SECRET, running_bridge
 from tests.needs import unavailable
 from tests.storage.dialogue import looking, opened, said
 
-HEAD = "0002"
+HEAD = "0003"
 NEWER = "9999"
 
 
@@ -69,9 +70,14 @@ async def emptied_database(database: str) -> str:
     return database
 
 
-async def pretend_newer(database: str) -> None:
+WAITING = "select count(*) from pg_stat_activity where datname = current_database() and wait_event_type = 'Lock'"
+
+
+async def pretend_newer(database: str, oldest_code: str = NEWER) -> None:
+    """As if newer code had migrated the database, so that only code from `oldest_code` on can use it."""
     async with looking(database) as connection:
         await connection.execute("update alembic_version set version_num = $1", NEWER)
+        await connection.execute("update schema_compatibility set oldest_code = $1", oldest_code)
 
 
 async def test_an_empty_database_gets_the_schema_and_a_second_run_changes_nothing(empty_database: str) -> None:
@@ -143,6 +149,61 @@ async def test_a_schema_newer_than_the_program_is_left_alone(database: str, argu
     assert await catalogue(database) == before
 
 
+@pytest.mark.parametrize(
+    ("oldest_code", "usable"), [("0001", True), (HEAD, True), ("0999", False), ("1000", False), (NEWER, False)]
+)
+async def test_a_newer_schema_says_which_code_can_use_it(any_database: str, oldest_code: str, usable: bool) -> None:
+    await pretend_newer(any_database, oldest_code)
+    state = await schema_state(any_database)
+    assert (state.current, state.known, state.up_to_date, state.newer_but_usable) == (NEWER, False, False, usable)
+    before = await catalogue(any_database)
+    if usable:
+        state.require_usable()
+        assert await migrate(any_database) == state
+    else:
+        with pytest.raises(
+            SchemaError, match=rf"\({NEWER}\) .* \({HEAD}\) and needs the code of {oldest_code} or later"
+        ):
+            state.require_usable()
+        with pytest.raises(SchemaError, match="run a newer agoric-chat-bridge"):
+            await migrate(any_database)
+    assert await catalogue(any_database) == before
+    assert await schema_state(any_database) == state
+
+
+async def test_a_newer_schema_that_says_nothing_is_not_used(any_database: str) -> None:
+    await pretend_newer(any_database)
+    async with looking(any_database) as connection:
+        await connection.execute("drop table schema_compatibility")
+    with pytest.raises(SchemaError, match=rf"\({NEWER}\) is newer than this program \({HEAD}\): run a newer"):
+        await migrate(any_database)
+
+
+async def test_the_newest_migration_says_which_code_can_use_its_schema(any_database: str) -> None:
+    async with looking(any_database) as connection:
+        (oldest,) = await connection.fetch("select oldest_code from schema_compatibility")
+    assert re.fullmatch(r"\d{4}", oldest["oldest_code"])
+    assert oldest["oldest_code"] <= HEAD
+
+
+@pytest.mark.parametrize("arguments", ["migrate", "migrate --check"])
+async def test_commands_say_that_the_schema_is_newer_but_usable(database: str, arguments: str) -> None:
+    await pretend_newer(database, HEAD)
+    code, printed, complaints = await chat_bridge_command(*arguments.split(), database=database)
+    assert (code, complaints) == (0, "")
+    assert printed == f"the schema ({NEWER}) is newer than this program ({HEAD}), which can still use it\n"
+
+
+async def test_doctor_says_that_the_schema_is_newer(database: str) -> None:
+    await pretend_newer(database, HEAD)
+    _, printed, _ = await chat_bridge_command("doctor", database=database)
+    assert f"Newer than this program ({NEWER}), which can still use it." in printed
+    await pretend_newer(database, NEWER)
+    code, printed, _ = await chat_bridge_command("doctor", database=database)
+    assert code == 1
+    assert f"the database's schema ({NEWER}) is newer than this program ({HEAD}) and needs" in printed
+
+
 async def test_serve_can_leave_the_schema_to_others(emptied_database: str) -> None:
     code, _, complaints = await chat_bridge_command("serve", database=emptied_database, DATABASE_MIGRATE="false")
     assert code == 1
@@ -193,3 +254,20 @@ async def test_half_a_migration_leaves_nothing(emptied_database: str) -> None:
         assert [row["tablename"] for row in tables] == ["users"]
         with pytest.raises(asyncpg.UndefinedTableError):
             await connection.fetch("select from sessions")
+
+
+async def test_a_migration_ends_nobodys_statement(empty_database: str) -> None:
+    async with looking(empty_database) as connection:
+        # Of two who wait for each other, PostgreSQL ends the one who looks first: that would be us.
+        await connection.execute("set deadlock_timeout = '700ms'")
+        transaction = connection.transaction()
+        await transaction.start()
+        await connection.execute("create table users (in_the_way int)")
+        migrating = asyncio.create_task(migrate(empty_database))
+        async with looking(empty_database) as other:
+            while not await other.fetchval(WAITING):
+                await asyncio.sleep(0.02)
+        # The migration has made this table and waits for us; now we wait for it. It gives way.
+        await connection.execute("create table alembic_version (in_the_way int)")
+        await transaction.rollback()
+        assert (await migrating).up_to_date

@@ -1,5 +1,6 @@
 """The schema's version: what the database has, what this program wants, and the way between them."""
 
+import asyncio
 import io
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,30 +19,59 @@ from sqlalchemy.pool import NullPool
 
 from chat_bridge.errors import SchemaError, StorageError
 from chat_bridge.storage.postgres import database_errors
+from chat_bridge.telemetry import log
 
 T = TypeVar("T")
 
 # Any number will do, as long as every process takes the same one.
 _MIGRATION_LOCK = 0x6368_6174
 
+# Bridges that run meanwhile want the tables too: who waits for a migration that waits for a table waits as well, and
+# may hold the very table. So it gives up before PostgreSQL sees a deadlock (after 1 s) and ends somebody's statement.
+_LOCK_MILLISECONDS = 500
+_LOCK_PAUSE_SECONDS = 0.5
+_LOCK_TRIES = 60
+_IN_USE = ("55P03", "40P01")  # lock_not_available, deadlock_detected
+
+
+class _TablesInUseError(StorageError):
+    """Others hold what a migration needs."""
+
 
 @dataclass(frozen=True, slots=True)
 class SchemaState:
-    """`current` is the database's revision (None: empty), `head` the newest one this program knows."""
+    """`current` is the database's revision (None: empty), `head` the newest one this program knows. A newer schema
+    says itself which code can still use it: `oldest_code` is the `head` of the oldest one."""
 
     current: str | None
     head: str
     known: bool
+    oldest_code: str | None = None
 
     @property
     def up_to_date(self) -> bool:
         return self.current == self.head
 
+    @property
+    def newer_but_usable(self) -> bool:
+        """Newer code has migrated the database, in a way that this program can live with: a rolling deploy."""
+        return not self.known and self.oldest_code is not None and self.oldest_code <= self.head
+
+    @property
+    def summary(self) -> str:
+        """What to say of a schema that can be used."""
+        if self.newer_but_usable:
+            return f"the schema ({self.current}) is newer than this program ({self.head}), which can still use it"
+        return f"the schema is up to date: {self.current}"
+
     def require_usable(self) -> None:
-        """Raise SchemaError unless the schema is the one this program was written for."""
+        """Raise SchemaError unless this program can work with the schema."""
+        if self.newer_but_usable:
+            return
         if not self.known:
+            needed = f" and needs the code of {self.oldest_code} or later" if self.oldest_code else ""
             raise SchemaError(
-                f"the database's schema ({self.current}) is newer than this program ({self.head}): "
+                f"the database's schema ({self.current}) is newer than this program ({self.head}){needed}: "
                 "run a newer agoric-chat-bridge, or restore the database from before the upgrade"
             )
         if not self.up_to_date:
@@ -53,7 +83,8 @@ class SchemaState:
 
 async def migrate(dsn: str) -> SchemaState:
     """Bring the schema to this program's version; return the state after. Safe in many processes at once: one does
-    the work, the others wait for it. Raises SchemaError when the schema is newer than this program."""
+    the work, the others wait for it. A newer schema is left alone: raises SchemaError when this program
+    can't use it."""
 
     def upgrade(connection: Connection) -> SchemaState:
         # Transaction-scoped, so it also works behind PgBouncer, and is gone however the process ends.
@@ -61,18 +92,27 @@ async def migrate(dsn: str) -> SchemaState:
         state = _state(connection)
         if not state.known:
             state.require_usable()
+            return state
+        connection.execute(text(f"set local lock_timeout = {_LOCK_MILLISECONDS}"))
         config = _config()
         config.attributes["connection"] = connection
         command.upgrade(config, "head")
         return _state(connection)
 
+    for _ in range(_LOCK_TRIES - 1):
+        try:
+            return await _run(dsn, upgrade)
+        except _TablesInUseError as error:
+            log.warning("schema.in_use", reason=str(error))
+            await asyncio.sleep(_LOCK_PAUSE_SECONDS)
     return await _run(dsn, upgrade)
 
 
-def compare(current: str | None) -> SchemaState:
-    """The state of a database whose revision is known."""
+def compare(current: str | None, oldest_code: str | None = None) -> SchemaState:
+    """The state of a database whose revision has been read. `oldest_code` matters only for a revision that is unknown
+    here."""
     head, revisions = _our_revisions()
-    return SchemaState(current, head, current is None or current in revisions)
+    return SchemaState(current, head, current is None or current in revisions, oldest_code)
 
 
 @cache
@@ -106,9 +146,17 @@ def _config() -> Config:
 
 
 def _state(connection: Connection) -> SchemaState:
-    exists = connection.scalar(text("select to_regclass('alembic_version') is not null"))
-    current = connection.scalar(text("select version_num from alembic_version")) if exists else None
-    return compare(current)
+    state = compare(_value(connection, "alembic_version", "select version_num from alembic_version"))
+    if state.known:
+        return state
+    oldest = _value(connection, "schema_compatibility", "select oldest_code from schema_compatibility")
+    return compare(state.current, oldest)
+
+
+def _value(connection: Connection, table: str, query: str) -> str | None:
+    """What the query on the table gives; None where there is no such table."""
+    exists = connection.scalar(text("select to_regclass(:table) is not null"), {"table": table})
+    return connection.scalar(text(query)) if exists else None
 
 
 async def _run(dsn: str, action: Callable[[Connection], T]) -> T:
@@ -123,6 +171,7 @@ async def _run(dsn: str, action: Callable[[Connection], T]) -> T:
             async with engine.begin() as connection:
                 return await connection.run_sync(action)
     except DBAPIError as error:
-        raise StorageError(f"PostgreSQL: {str(error.orig).splitlines()[0]}") from error
+        kind = _TablesInUseError if getattr(error.orig, "sqlstate", None) in _IN_USE else StorageError
+        raise kind(f"PostgreSQL: {str(error.orig).splitlines()[0]}") from error
     finally:
         await engine.dispose()

@@ -17,7 +17,7 @@ from chat_bridge.storage.turns import SetAside
 from chat_bridge.telemetry import RECOVERED, log
 
 SWEEP_SECONDS = 5.0
-LEASE_SECONDS = 2 * SWEEP_SECONDS  # then another process sweeps
+LEASE_SECONDS = 2 * SWEEP_SECONDS  # then another process sweeps, or after the lease of a turn if that is shorter
 
 
 class Sweep:
@@ -43,6 +43,7 @@ class Sweep:
         self._apologise = apologise
         self._accounts = {f"sweep:{platform}:{account}": (platform, account) for platform, account in accounts}
         self._alone = alone
+        self._seconds = min(LEASE_SECONDS, store.lease_seconds)
         self._owner = f"{store.owner}:{uuid7()}"
 
     async def run(self) -> None:
@@ -84,7 +85,7 @@ class Sweep:
     async def _ours(self) -> Sequence[tuple[str, str]]:
         if self._alone:
             return list(self._accounts.values())
-        names = await leases.take_several(self._store.database, list(self._accounts), self._owner, LEASE_SECONDS)
+        names = await leases.take_several(self._store.database, list(self._accounts), self._owner, self._seconds)
         return [account for name, account in self._accounts.items() if name in names]
 
     async def _release(self) -> None:

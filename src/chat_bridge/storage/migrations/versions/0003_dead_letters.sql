@@ -7,7 +7,7 @@ insert into schema_compatibility values ('0002');
 -- because the platform asks for it.
 alter table deliveries
   add column failures smallint not null default 0,
-  add column give_up_at timestamptz not null default clock_timestamp() + interval '24 hours',
+  add column give_up_at timestamptz not null default now() + interval '24 hours',
   drop constraint deliveries_status_check,
   add constraint deliveries_status_check
     check (status in ('pending', 'sending', 'sent', 'unknown', 'failed', 'purged')) not valid;
