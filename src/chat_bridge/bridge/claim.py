@@ -123,7 +123,7 @@ class Workers:
         if conversation in self._workers:
             self._again.add(conversation)
             return
-        if self._closing or len(self._workers) >= 2 * self._settings.max_turns:
+        if not self._has_room:
             self._full = True
             self.spawn(self._pass_on(conversation, platform), "wake.pass_on")
             return
@@ -132,7 +132,8 @@ class Workers:
 
     def rescue(self, conversation: ConversationId, platform: str) -> None:
         """As `wake`, for a conversation that nobody is on: a lock in Redis was left behind by who died."""
-        self._rescued.add(conversation)
+        if conversation in self._workers or self._has_room:
+            self._rescued.add(conversation)
         self.wake(conversation, platform)
 
     async def stop(
@@ -283,6 +284,10 @@ class Workers:
                     await self._hot.release(conversation)
                 if self._closing:
                     await self._pass_on(conversation, platform.capabilities.name)
+
+    @property
+    def _has_room(self) -> bool:
+        return not self._closing and len(self._workers) < 2 * self._settings.max_turns
 
     async def _pass_on(self, conversation: ConversationId, platform: str) -> None:
         """Have another process look at a conversation."""

@@ -235,11 +235,12 @@ returning id;
 
 -- name: recover
 -- Turns whose worker let the lease run out (or, with $1, all of them: when no other process can exist).
--- A turn that is locked is being renewed or ended.
+-- A turn that is locked is being renewed or ended. If many were lost at once, the rest is for the next sweep.
 with lost as materialized (
   select conversation_id, id
   from turns
   where status = 'running' and (lease_until < clock_timestamp() or $1)
+  limit case when $1 then null else 1000 end
   for update skip locked
 )
 update turns t
