@@ -14,14 +14,16 @@ import signal
 import socket
 import subprocess
 import tempfile
-from collections.abc import Awaitable
-from contextlib import suppress
+from collections.abc import AsyncGenerator, Awaitable, Generator
+from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
+from urllib.parse import quote
 
 from chat_bridge.errors import EmbeddedPostgresError
 from chat_bridge.storage.embedded import binaries
-from chat_bridge.storage.server_account import let_pass, server_account
+from chat_bridge.storage.server_account import ServerAccount, let_pass, server_account
 from chat_bridge.storage.server_process import ServerPlace, ServerProcess, run_program, start_server
+from tests.needs import unavailable
 
 PREFIX = "chat-bridge-tests-"
 PLACES = (Path("/dev/shm"), Path("/tmp"))
@@ -79,14 +81,8 @@ class Servers:
         await asyncio.gather(*(server.stop() for server in self._postgres))
 
     async def _start_postgres(self, version: str) -> str:
-        programs = binaries() if version == "18" else find_postgres(version)
         cluster, door = self._own_folder(f"postgres-{version}"), self._own_folder(f"socket-{version}")
-        if self._account.uid != os.getuid():
-            let_pass(self._account.uid, programs / "postgres")
-        initdb = [programs / "initdb", "--no-sync", "--auth=trust", "--username=chat_bridge", "--encoding=UTF8"]
-        await asyncio.to_thread(run_program, [*initdb, "--locale=C.UTF-8"], cluster, self._account)
-        with (cluster / "postgresql.conf").open("a") as file:
-            file.write(POSTGRES_SETTINGS.format(socket=door))
+        programs = await make_cluster(version, cluster, door, self._account)
         log = self._folder / f"postgres-{version}.log"
         server = await start_server(ServerPlace(programs / "postgres", cluster, door, log, self._account))
         self._postgres.append(server)
@@ -110,10 +106,104 @@ class Servers:
         return f"unix://{door}"
 
     def _own_folder(self, name: str) -> Path:
-        folder = self._folder / name
-        folder.mkdir(mode=0o700)
-        os.chown(folder, self._account.uid, self._account.gid)
-        return folder
+        return make_folder(self._folder / name, self._account)
+
+
+class OwnServer:
+    """A PostgreSQL 18 that belongs to one test, which may stop, kill, freeze and start it."""
+
+    def __init__(self, folder: Path, account: ServerAccount) -> None:
+        self.folder = folder
+        self._account = account
+        self._place = ServerPlace(binaries() / "postgres", folder / "data", folder / "socket", folder / "log", account)
+        self._server: ServerProcess | None = None
+        make_folder(self._place.cluster, account)
+        make_folder(self._place.socket, account)
+
+    async def make(self, settings: str = "") -> None:
+        """Make an empty cluster and start it."""
+        await make_cluster("18", self._place.cluster, self._place.socket, self._account, settings)
+        await self.start()
+
+    async def make_replica(self, primary: "OwnServer") -> None:
+        """Copy another server and start as its standby."""
+        command = [self._place.program.with_name("pg_basebackup"), "--no-sync", "--checkpoint=fast"]
+        source = [f"--host={primary._place.socket}", "--username=chat_bridge", "--write-recovery-conf"]
+        target = f"--pgdata={self._place.cluster}"
+        await asyncio.to_thread(run_program, [*command, *source, target], self._place.cluster, self._account)
+        with (self._place.cluster / "postgresql.conf").open("a") as file:
+            file.write(f"unix_socket_directories = '{self._place.socket}'\n")
+        await self.start()
+
+    def dsn(self, database: str) -> str:
+        return f"postgresql://chat_bridge@{self.host}/{database}"
+
+    @property
+    def host(self) -> str:
+        """How a DSN names it."""
+        return f"{quote(str(self._place.socket), safe='')}:5432"
+
+    async def start(self) -> None:
+        self._server = await start_server(self._place)
+        await self._server.ready()
+
+    async def stop(self) -> None:
+        """At once and without a word to anybody, as a crash is. Starting recovers."""
+        if self._server is not None:
+            with suppress(FileNotFoundError, ProcessLookupError):  # it may have ended by itself
+                os.kill(int((self._place.cluster / "postmaster.pid").read_text().split()[0]), signal.SIGQUIT)
+            await self._server.stop()
+            self._server = None
+
+    @contextmanager
+    def frozen(self) -> Generator[None]:
+        """Meanwhile it takes connections, as the kernel does that for it, and says nothing."""
+        pids = processes_in(self._place.cluster)
+        for pid in pids:
+            os.kill(pid, signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            for pid in pids:
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGCONT)
+
+
+@asynccontextmanager
+async def own_server() -> AsyncGenerator[OwnServer]:
+    """A server's folders; `make` or `make_replica` begins it."""
+    account = server_account()
+    place = next(place for place in PLACES if place.is_dir() and shutil.disk_usage(place).free > ROOM)
+    folder = Path(tempfile.mkdtemp(prefix=f"{PREFIX}{os.getpid()}-", dir=place))
+    os.chown(folder, account.uid, account.gid)
+    try:
+        server = OwnServer(folder, account)
+    except EmbeddedPostgresError as error:
+        shutil.rmtree(folder)
+        unavailable(str(error))
+    try:
+        yield server
+    finally:
+        await server.stop()
+        shutil.rmtree(folder)
+
+
+async def make_cluster(version: str, cluster: Path, door: Path, account: ServerAccount, settings: str = "") -> Path:
+    """Make an empty cluster whose socket is in the folder `door`; the folder of the programs it needs."""
+    programs = binaries() if version == "18" else find_postgres(version)
+    if account.uid != os.getuid():
+        let_pass(account.uid, programs / "postgres")
+    initdb = [programs / "initdb", "--no-sync", "--auth=trust", "--username=chat_bridge", "--encoding=UTF8"]
+    await asyncio.to_thread(run_program, [*initdb, "--locale=C.UTF-8"], cluster, account)
+    with (cluster / "postgresql.conf").open("a") as file:
+        file.write(POSTGRES_SETTINGS.format(socket=door) + settings)
+    return programs
+
+
+def make_folder(folder: Path, account: ServerAccount) -> Path:
+    folder.mkdir(mode=0o700)
+    os.chown(folder, account.uid, account.gid)
+    return folder
 
 
 async def publish(name: str, starting: Awaitable[str]) -> None:

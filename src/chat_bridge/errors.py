@@ -13,6 +13,18 @@ class StorageError(ChatBridgeError):
     """PostgreSQL could not be reached or refused; nothing was acknowledged, so the caller may try again."""
 
 
+class UnresponsiveError(StorageError):
+    """PostgreSQL did not answer in time; what else waits for it has little hope."""
+
+
+class StatementRefusedError(StorageError):
+    """PostgreSQL is well, but this one statement was too much for it; without one of its rows it may not be."""
+
+
+class OverloadedError(StorageError):
+    """Too much waits to be stored already; nothing was tried."""
+
+
 class SchemaError(StorageError):
     """The database's schema and this program do not fit each other."""
 

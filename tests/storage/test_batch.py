@@ -3,7 +3,13 @@
 import asyncio
 from collections.abc import Sequence
 
+import pytest
+
+from chat_bridge.errors import OverloadedError, StatementRefusedError, StorageError, UnresponsiveError
 from chat_bridge.storage.batch import Batch
+
+# What items with these marks make of their statement.
+ERRORS = {"!": ValueError, "%": StatementRefusedError, "?": UnresponsiveError}
 
 
 class Statements:
@@ -15,7 +21,9 @@ class Statements:
         self.under_way = 0
         self.most_under_way = 0
         self.running_keys: list[str] = []
-        self.batch = Batch[str, str](self._run, key=lambda item: item[0], twin=lambda item: item[:2], most=4, lanes=2)
+        self.batch = Batch[str, str](
+            self._run, key=lambda item: item[0], twin=lambda item: item[:2], most=4, lanes=2, queue=12
+        )
 
     async def _run(self, items: Sequence[str]) -> Sequence[str]:
         keys = sorted({item[0] for item in items})
@@ -26,8 +34,9 @@ class Statements:
         self.seen.append(list(items))
         try:
             await self.gate.acquire()
-            if any("!" in item for item in items):
-                raise ValueError(f"refused {items}")
+            for mark, error in ERRORS.items():
+                if any(mark in item for item in items):
+                    raise error(f"refused {items}")
             return [item.upper() for item in items]
         finally:
             self.under_way -= 1
@@ -100,6 +109,65 @@ async def test_a_failure_is_told_to_the_callers_of_that_batch_only() -> None:
     assert statements.seen[2:] == [["a!", "b1", "c1", "d1"], ["e1"]]
     assert [isinstance(result, ValueError) for result in results] == [False, False, True, True, True, True, False]
     assert await statements.batch.submit("a1") == "A1", "the key is free again"
+
+
+async def test_a_refused_statement_fails_its_culprit_only() -> None:
+    statements = Statements()
+    tasks = statements.submit("x1", "y1", "a1", "b%", "b2", "c1")
+    await statements.until_seen(2)
+    statements.let_go()
+    results = await asyncio.gather(*tasks, return_exceptions=True)
+    assert isinstance(results[3], StatementRefusedError)
+    assert [*results[:3], *results[4:]] == ["X1", "Y1", "A1", "B2", "C1"]
+    assert statements.seen[2] == ["a1", "b%", "b2", "c1"]
+    assert sorted(statements.seen[3:]) == [["a1"], ["b%"], ["b2"], ["c1"]]
+    assert statements.seen.index(["b%"]) < statements.seen.index(["b2"]), "one key keeps its order"
+
+
+async def test_a_culprit_that_takes_long_keeps_none_of_its_batch_waiting() -> None:
+    statements = Statements()
+    tasks = statements.submit("x1", "y1", "a%", "b1")
+    await statements.until_seen(2)
+    statements.let_go(3)
+    await statements.until_seen(5)
+    assert statements.seen[3:] == [["a%"], ["b1"]], "both at once"
+    statements.let_go()
+    assert isinstance((await asyncio.gather(*tasks, return_exceptions=True))[2], StatementRefusedError)
+
+
+async def test_alone_a_refused_item_is_not_tried_again() -> None:
+    statements = Statements()
+    statements.let_go()
+    with pytest.raises(StatementRefusedError):
+        await statements.batch.submit("a%")
+    assert statements.seen == [["a%"]]
+
+
+async def test_an_unresponsive_server_is_told_to_all_who_wait() -> None:
+    statements = Statements()
+    tasks = statements.submit("x?", "y1", "a1", "x2")
+    await statements.until_seen(2)
+    statements.let_go(1)
+    for waiting in (tasks[0], tasks[2], tasks[3]):
+        with pytest.raises(UnresponsiveError):
+            await waiting
+    statements.let_go()
+    assert await tasks[1] == "Y1"
+    assert statements.seen == [["x?"], ["y1"]]
+    assert await statements.batch.submit("x3") == "X3"
+
+
+async def test_a_full_queue_takes_no_more_until_it_has_room() -> None:
+    statements = Statements()
+    tasks = statements.submit("x1", "y1")
+    await statements.until_seen(2)
+    tasks += statements.submit(*(f"a{n}" for n in range(13)))
+    with pytest.raises(OverloadedError):
+        await tasks.pop()
+    assert issubclass(OverloadedError, StorageError)
+    statements.let_go()
+    await asyncio.gather(*tasks)
+    assert await statements.batch.submit("a1") == "A1"
 
 
 async def test_a_cancelled_caller_who_waits_is_left_out_and_harms_nobody() -> None:

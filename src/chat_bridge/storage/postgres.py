@@ -1,5 +1,6 @@
 """PostgreSQL: the pool, the named queries of `sql/*.sql`, and the one border where driver errors become ours."""
 
+import asyncio
 import re
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
@@ -8,15 +9,17 @@ from typing import Any, Self, TypeAlias, TypeVar
 
 import asyncpg
 
-from chat_bridge.errors import StorageError
+from chat_bridge.errors import StatementRefusedError, StorageError, UnresponsiveError
 
 # The driver ships no types: what comes from it is Any, here and nowhere else.
 Connection: TypeAlias = Any
 Record: TypeAlias = Mapping[str, Any]
 T = TypeVar("T")
 
-CONNECT_SECONDS = 10
-STATEMENT_SECONDS = 60
+# How long a caller may wait. The server ends a statement before we give it up: if we have to, it hears nothing.
+CONNECT_SECONDS = 5.0  # all hosts of a DSN together
+ACQUIRE_SECONDS = 5.0  # for a free connection, or a new one
+STATEMENT_SECONDS = 20.0
 RACES = 10
 
 
@@ -45,6 +48,18 @@ _PLANNING = {
     "jit": "off",
 }
 
+# PgBouncer refuses these too: there the operator gives them to the role.
+_LIMITS = {
+    "statement_timeout": "15s",
+    "lock_timeout": "5s",
+    "idle_in_transaction_session_timeout": "30s",
+}
+
+# Reasons that may lie in one row of many: bad or too much data, a constraint, a lock that somebody holds, a deadlock.
+_ONE_ROW = re.compile("22|23|54|55P03|40P01")
+# Reasons to connect anew: the connection broke, the server stops or starts, or it is not the primary any more.
+_ANOTHER_SERVER = re.compile("08|57P0[123]|25006")
+
 
 @contextmanager
 def database_errors() -> Generator[None]:
@@ -53,10 +68,21 @@ def database_errors() -> Generator[None]:
         yield
     except asyncpg.UniqueViolationError:
         raise
-    except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError) as error:
-        # The server's DETAIL and HINT may quote a row: only the message is passed on.
-        reason = str(error) or type(error).__name__
-        raise StorageError(f"PostgreSQL: {reason.splitlines()[0]}") from error
+    except (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError, OSError) as error:
+        raise _translated(error) from error
+
+
+def _translated(error: Exception) -> StorageError:
+    if isinstance(error, TimeoutError):
+        return UnresponsiveError("PostgreSQL: no answer in time")
+    # The server's DETAIL and HINT may quote a row: only the message is passed on.
+    reason = f"PostgreSQL: {(str(error) or type(error).__name__).splitlines()[0]}"
+    return StatementRefusedError(reason) if _ONE_ROW.match(_state(error)) else StorageError(reason)
+
+
+def _state(error: Exception) -> str:
+    """The SQLSTATE of an error; empty when it did not come from the server."""
+    return getattr(error, "sqlstate", None) or ""
 
 
 async def win(attempt: Callable[[], Awaitable[T]]) -> T:
@@ -75,6 +101,34 @@ async def _leave_clean(connection: Connection) -> None:
         await connection.execute("rollback")
 
 
+class Connector:
+    """Connects to the first host of a DSN that will have us, beginning with the one that had us last.
+
+    The driver knows DSNs of several hosts, but a first one that is silent, as a machine without power is, would take
+    all of its time.
+    """
+
+    def __init__(self, dsn: str) -> None:
+        before, hosts, after = re.split(r"(?<=//)((?:[^@/?#]*@)?[^/?#]*)", dsn, maxsplit=1)
+        account, at, names = hosts.rpartition("@")
+        self._dsns = [f"{before}{account}{at}{name}{after}" for name in names.split(",")]
+
+    async def connect(self, *_dsn: str, **options: Any) -> Connection:
+        """Connect, as `asyncpg.connect` does."""
+        seconds = CONNECT_SECONDS / len(self._dsns)
+        problem: Exception | None = None
+        for dsn in self._dsns:
+            try:
+                connection = await asyncpg.connect(dsn, timeout=seconds, **options)
+            except (OSError, asyncpg.CannotConnectNowError, asyncpg.TargetServerAttributeNotMatched) as error:
+                problem = error
+            else:
+                self._dsns = [dsn, *(other for other in self._dsns if other != dsn)]
+                return connection
+        assert problem is not None
+        raise problem
+
+
 class Database:
     """A pool of connections that runs named queries."""
 
@@ -90,12 +144,12 @@ class Database:
         with database_errors():
             pool = await asyncpg.create_pool(
                 dsn,
+                connect=Connector(dsn).connect,
                 min_size=1,
                 max_size=pool_size,
-                timeout=CONNECT_SECONDS,
                 command_timeout=STATEMENT_SECONDS,
                 statement_cache_size=0 if pgbouncer else 100,
-                server_settings={"application_name": "chat-bridge"} | ({} if pgbouncer else _PLANNING),
+                server_settings={"application_name": "chat-bridge"} | ({} if pgbouncer else _PLANNING | _LIMITS),
                 reset=_leave_clean,
             )
         try:
@@ -105,13 +159,12 @@ class Database:
 
     async def fetch(self, query: str, *arguments: object) -> Sequence[Record]:
         """Run a named query and give its rows."""
-        with database_errors():
-            async with self._pool.acquire() as connection:
-                if not self._pgbouncer:
-                    return await connection.fetch(QUERIES[query], *arguments)
-                # Preparing and executing must meet the same server connection: a transaction holds it.
-                async with connection.transaction():
-                    return await connection.fetch(QUERIES[query], *arguments)
+        async with self._connection() as connection:
+            if not self._pgbouncer:
+                return await connection.fetch(QUERIES[query], *arguments)
+            # Preparing and executing must meet the same server connection: a transaction holds it.
+            async with connection.transaction():
+                return await connection.fetch(QUERIES[query], *arguments)
 
     async def fetch_one(self, query: str, *arguments: object) -> Record | None:
         """The first row of a named query, or None."""
@@ -121,14 +174,37 @@ class Database:
     @asynccontextmanager
     async def transaction(self) -> AsyncGenerator["Transaction"]:
         """Several named queries, all or nothing."""
-        with database_errors():
-            async with self._pool.acquire() as connection, connection.transaction():
-                yield Transaction(connection)
+        async with self._connection() as connection, connection.transaction():
+            yield Transaction(connection)
 
     async def ping(self) -> None:
         """One round trip. Raises StorageError."""
+        async with self._connection() as connection:
+            await connection.fetchval("select 1", timeout=ACQUIRE_SECONDS)
+
+    @asynccontextmanager
+    async def _connection(self) -> AsyncGenerator[Connection]:
+        """A connection of the pool. When it turns out that its server is gone, or is not the primary any more, all of
+        them are made anew as they are needed. That one more can't be had says nothing of those there are."""
         with database_errors():
-            await self._pool.fetchval("select 1")
+            connection = await self._acquire()
+            try:
+                yield connection
+            except (asyncpg.PostgresError, OSError) as error:
+                if isinstance(error, TimeoutError):
+                    connection.terminate()  # to ask a silent server to stop would take as long again
+                if isinstance(error, OSError) or _ANOTHER_SERVER.match(_state(error)):
+                    await self._pool.expire_connections()
+                raise
+            finally:
+                await self._pool.release(connection)
+
+    async def _acquire(self) -> Connection:
+        try:
+            async with asyncio.timeout(ACQUIRE_SECONDS):  # the pool's own timeout costs a task each time
+                return await self._pool.acquire()
+        except TimeoutError:
+            raise UnresponsiveError(f"PostgreSQL: no connection could be had in {ACQUIRE_SECONDS:g} s") from None
 
 
 class Transaction:

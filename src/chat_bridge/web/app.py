@@ -1,4 +1,4 @@
-"""The ASGI application: routes, the body limit, security headers, health and metrics."""
+"""The ASGI application: routes, middleware, security headers, health and metrics."""
 
 from importlib.metadata import version
 from pathlib import Path
@@ -14,10 +14,11 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from chat_bridge.errors import StorageError
 from chat_bridge.telemetry import ACTIVE_SESSIONS
-from chat_bridge.web import api, chat, webhooks
+from chat_bridge.web import api, chat, dead_letters, webhooks
+from chat_bridge.web.admission import Admission, BodyLimit
 from chat_bridge.web.auth import Used
 from chat_bridge.web.pages import STATIC
-from chat_bridge.web.problems import Problem, handle_problems, problem_response
+from chat_bridge.web.problems import handle_problems
 from chat_bridge.web.services import Services
 
 # Swagger UI starts itself with an inline script; the page shows nothing of any user.
@@ -38,6 +39,7 @@ def create_app(services: Services) -> FastAPI:
     app.state.services = services
     handle_problems(app)
     app.include_router(api.router, prefix="/api/v1")
+    app.include_router(dead_letters.router, prefix="/api/v1")
     if any(platform.capabilities.webhook for platform in services.platforms.values()):
         app.include_router(webhooks.router)
     if services.settings.webchat_enabled:
@@ -46,6 +48,7 @@ def create_app(services: Services) -> FastAPI:
     _add_pages(app)
     _add_health(app)
     app.add_middleware(BodyLimit, max_bytes=services.settings.max_body_bytes)
+    app.add_middleware(Admission)
     app.add_middleware(SecurityHeaders)
     return app
 
@@ -114,35 +117,6 @@ class _Fresh(StaticFiles):
         response = super().file_response(*args, **kwargs)
         response.headers["Cache-Control"] = "no-cache"
         return response
-
-
-class BodyLimit:
-    """Refuses request bodies longer than `max_bytes` with 413, whether or not they say their length."""
-
-    def __init__(self, app: ASGIApp, max_bytes: int) -> None:
-        self._app = app
-        self._max_bytes = max_bytes
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
-        refusal = Problem(413, f"The body is too long: at most {self._max_bytes} bytes are taken.")
-        length = dict(scope["headers"]).get(b"content-length", b"0")
-        if length.isdigit() and int(length) > self._max_bytes:
-            await problem_response(refusal.status_code, refusal.detail)(scope, receive, send)
-            return
-        taken = 0
-
-        async def counted() -> Message:
-            nonlocal taken
-            message = await receive()
-            taken += len(message.get("body", b""))
-            if taken > self._max_bytes:
-                raise refusal
-            return message
-
-        await self._app(scope, counted, send)
 
 
 class SecurityHeaders:

@@ -10,10 +10,10 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 
-from chat_bridge.errors import StorageError
+from chat_bridge.errors import OverloadedError, StorageError
 from chat_bridge.telemetry import log
 
-STORAGE_RETRY_SECONDS = 2
+RETRY_SECONDS = 2
 
 
 class ProblemDetails(BaseModel):
@@ -64,8 +64,13 @@ def handle_problems(app: FastAPI) -> None:
 
     async def on_storage(_request: Request, error: Exception) -> JSONResponse:
         log.warning("request.storage_failed", reason=str(error))
-        detail = "The message store can't be reached; nothing was stored. Please try again."
-        return problem_response(503, detail, {"Retry-After": str(STORAGE_RETRY_SECONDS)})
+        why = (
+            "Too much waits to be stored"
+            if isinstance(error, OverloadedError)
+            else "The message store can't be reached"
+        )
+        detail = f"{why}; nothing was stored. Please try again."
+        return problem_response(503, detail, {"Retry-After": str(RETRY_SECONDS)})
 
     async def on_crash(_request: Request, error: Exception) -> JSONResponse:
         log.error("request.crashed", exc_info=error)
