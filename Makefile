@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet install
 LOCK := uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-annotate --no-header
 
 .DEFAULT_GOAL := help
-.PHONY: help run demo-telegram test check fmt bench docs lock clean
+.PHONY: help run demo-telegram test check fmt bench torture docs lock clean
 
 help: ## list the commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | while IFS="$$(printf '\t')" read -r name text; do printf '  make %-13s %s\n' "$$name" "$$text"; done
@@ -33,6 +33,9 @@ fmt: $(VENV)/dev.stamp ## format the code and mend what the linter can
 
 bench: $(VENV)/dev.stamp ## measure side by side with pgbench and bare drivers
 	$(BIN)/python -m bench $(ARGS)
+
+torture: $(VENV)/dev.stamp ## kill everything at random, and look whether every promise was kept
+	@exec $(BIN)/python -m tests.torture $(ARGS)
 
 docs: $(VENV)/dev.stamp ## write docs/settings.md and .env.example anew from the settings
 	$(BIN)/python scripts/settings_doc.py

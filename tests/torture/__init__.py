@@ -1,0 +1,1 @@
+"""Torture: a whole bridge under faults, and a checker that looks whether its promises were kept."""
