@@ -242,8 +242,10 @@ async def test_a_first_message_waits_for_more_of_them(database: str) -> None:
         for chat in (ann, bob):
             assert replies(await chat.answered()) == ["xin\n\nchào"]
         # MAX_TURNS=1: the second conversation's turn began when the first one's had ended.
-        query = "select started_at, finished_at from turns join sessions on sessions.id = session_id "
-        query += "where platform_conversation_id = any($1) order by started_at"
+        query = (
+            "select started_at, finished_at, outcome, error, turns.conversation_id, owner from turns "
+            "join sessions on sessions.id = session_id where platform_conversation_id = any($1) order by started_at"
+        )
         while None in (first := await rows(database, query, [ann.conversation, bob.conversation]))[-1].values():
             await asyncio.sleep(0.02)
-    assert first[0]["finished_at"] <= first[1]["started_at"]
+    assert first[0]["finished_at"] <= first[1]["started_at"], first

@@ -24,7 +24,7 @@ with input as (
     coalesce(s.metadata ->> 'busy_policy', i.busy_policy) as policy,
     (known.id is null)::integer as fresh,
     count(*) filter (where known.id is null) over (partition by i.conversation_id order by i.ord) as nth,
-    count(*) filter (where known.id is null and i.status = 'accepted')
+    count(*) filter (where known.id is null and i.status = 'accepted' and i.content_type <> 'command')
       over (partition by i.conversation_id order by i.ord) as nth_accepted
   from input i
   left join lateral (
