@@ -113,7 +113,17 @@ WRONG = [
     ("POSTGRES_URL", "mysql://me:hush@db/agoric", "must begin with postgres:// or postgresql://"),
     ("DATABASE_POOL_SIZE", "1", "must be 2 or more"),
     ("DATABASE_POOL_SIZE", "1001", "must be 1000 or less"),
-    ("REDIS_URL", "http://:hush@cache", "must begin with redis:// or rediss:// or unix://"),
+    ("REDIS_URL", "http://:hush@cache", "must begin with redis:// or rediss:// or unix:// or redis+cluster:// or "),
+    ("REDIS_URL", "redis://:hush/x@cache", "must name each server as HOST or HOST:PORT"),
+    ("REDIS_URL", "redis://:hush#x@cache", "is not a URL; in a password, write %2F for /, %3F for ? and %23 for #"),
+    ("REDIS_URL", "redis://:hush@cache:99999", "must name each server as HOST or HOST:PORT"),
+    ("REDIS_URL", "redis://:hush@cache/zero", "must be redis://HOST:PORT/NUMBER"),
+    ("REDIS_URL", "redis://:hush@one,two", "must be redis://HOST:PORT/NUMBER; several servers are redis+cluster://"),
+    ("REDIS_URL", "unix://run/redis.sock", "must be unix:///PATH"),
+    ("REDIS_URL", "rediss+cluster://:hush@one:7000,two:port", "must name each server as HOST or HOST:PORT"),
+    ("REDIS_URL", "redis+cluster://:hush@", "must name at least one server"),
+    ("REDIS_URL", "redis+cluster://:hush@one/1", "must not have a path: a cluster has one database"),
+    ("REDIS_URL", "redis+sentinel://:hush@one,two", "must end in /NAME or /NAME/NUMBER"),
     ("CHAT_BRIDGE_DATA_DIR", "~nobody-has-this-name/x", "there is no home folder"),
     ("PORT", "tcp://10.0.0.1:3000", "must be a whole number"),
     ("PORT", "65536", "must be 65535 or less"),
@@ -231,6 +241,25 @@ def test_no_error_repr_or_list_shows_a_secret(prefix: str, noise: str, suffix: s
 )
 def test_a_shown_url_tells_where_it_leads_but_not_the_password(url: str, seen: str) -> None:
     assert shown(load(DATABASE_URL=url, CHAT_BRIDGE_SECRET=LONG))["DATABASE_URL"] == seen
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "redis://",
+        "redis://cache:6379/1",
+        "redis://me:p%2Fss@[::1]:6380?protocol=3",
+        "rediss://me:a@b@cache?ssl_ca_certs=/etc/ca.pem",
+        "unix:///run/redis.sock?db=1",
+        "unix://me:word@/run/redis.sock",
+        "redis+cluster://one:7000,two:7001,[fd00::3]:7002/",
+        "rediss+cluster://me:word@one?ssl_ca_certs=/etc/ca.pem",
+        "redis+sentinel://s1:26379,s2/my-name/0",
+        "rediss+sentinel://me:word@s1/name?sentinel_password=other",
+    ],
+)
+def test_every_kind_of_redis_can_be_named(url: str) -> None:
+    assert load(REDIS_URL=url).redis_url == SecretStr(url)
 
 
 def test_a_redis_password_without_a_user_is_masked() -> None:

@@ -8,9 +8,9 @@ import ipaddress
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, cast
+from typing import Annotated, Any, Literal, NamedTuple, cast
 from urllib.parse import urlsplit
 
 import platformdirs
@@ -42,6 +42,50 @@ def _url_with(*schemes: str) -> AfterValidator:
         return value
 
     return AfterValidator(check)
+
+
+class RedisPlace(NamedTuple):
+    """What a REDIS_URL says: `kind` is empty, cluster or sentinel; a port of 0 is the usual one; `login`, `path` and
+    `query` are kept as they were written, with their signs."""
+
+    scheme: str
+    kind: str
+    login: str
+    hosts: Sequence[tuple[str, int]]
+    path: str
+    query: str
+
+
+def redis_place(url: str) -> RedisPlace:
+    """Read a REDIS_URL; raise ValueError, which shows nothing of it."""
+    parts = re.fullmatch(
+        r"(?P<scheme>redis|rediss|unix)(?:\+(?P<kind>cluster|sentinel))?://(?P<login>[^/?#]*@)?(?P<hosts>[^/?#@]*)"
+        r"(?P<path>/[^?#]*)?(?P<query>\?[^#]*)?",
+        url,
+    )
+    if parts is None:
+        raise ValueError("is not a URL; in a password, write %2F for /, %3F for ? and %23 for #")
+    scheme, kind, login, hosts, path, query = (parts[name] or "" for name in parts.groupdict())
+    places = [re.fullmatch(r"([\w.-]+|\[[\w:.%]+\])(?::(\d{1,5}))?", host) for host in hosts.split(",") if hosts]
+    if not all(place and int(place[2] or 0) < 65536 for place in places):
+        raise ValueError("must name each server as HOST or HOST:PORT, separated by commas")
+    if scheme == "unix" and (kind or hosts or len(path) < 2):
+        raise ValueError("must be unix:///PATH")
+    if kind and not hosts:
+        raise ValueError("must name at least one server")
+    if scheme != "unix" and not kind and (len(places) > 1 or not re.fullmatch(r"(/\d*)?", path)):
+        raise ValueError("must be redis://HOST:PORT/NUMBER; several servers are redis+cluster:// or redis+sentinel://")
+    if kind == "cluster" and path not in ("", "/"):
+        raise ValueError("must not have a path: a cluster has one database")
+    if kind == "sentinel" and not re.fullmatch(r"/[\w.-]+(/\d*)?", path):
+        raise ValueError("must end in /NAME or /NAME/NUMBER: the name that the Sentinels know the servers by")
+    named = [(place[1].strip("[]"), int(place[2] or 0)) for place in places if place]
+    return RedisPlace(scheme, kind, login, named, path, query)
+
+
+def _redis_url(value: SecretStr) -> SecretStr:
+    redis_place(value.get_secret_value())
+    return value
 
 
 def _json_object(value: object) -> object:
@@ -158,8 +202,22 @@ class Settings(BaseModel):
     database_migrate: bool = _setting(
         True, "DATABASE_MIGRATE", "Bring the schema up to date when `serve` starts.", "false"
     )
-    redis_url: Annotated[SecretStr, _url_with("redis", "rediss", "unix")] | None = _setting(
-        None, "REDIS_URL", "Redis 7 or newer. Not set: a Redis inside the process.", "redis://localhost:6379/0"
+    redis_url: (
+        Annotated[
+            SecretStr,
+            _url_with(
+                "redis", "rediss", "unix", "redis+cluster", "rediss+cluster", "redis+sentinel", "rediss+sentinel"
+            ),
+            AfterValidator(_redis_url),
+        ]
+        | None
+    ) = _setting(
+        None,
+        "REDIS_URL",
+        "Redis 7 or newer. Not set: a Redis inside the process. A cluster is `redis+cluster://HOST:PORT,HOST:PORT`; "
+        "with Sentinels it is `redis+sentinel://HOST:PORT,HOST:PORT/NAME/0`. `rediss` instead of `redis` is TLS, with "
+        "`?ssl_ca_certs=FILE` for a CA of your own.",
+        "redis://localhost:6379/0",
     )
     session_ttl_seconds: int = _setting(
         3600,

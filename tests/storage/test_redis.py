@@ -1,20 +1,15 @@
 """Redis: it makes things fresh, it may go away at any moment, and nobody waits for it or fails by it."""
 
 import asyncio
-import shutil
-import subprocess
-import tempfile
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
-from pathlib import Path
 
 import pytest
 import redis.asyncio
 
 from chat_bridge.model import ConversationId, new_turn_id
 from chat_bridge.storage.redis import CONTROL, Event, Hot, SlowReaderError
-from tests.needs import unavailable
-from tests.servers import accepts_connections, find_redis
+from tests.redis_servers import RedisServer, own_server
 from tests.storage.dialogue import CHAT, chat
 
 FOREVER = 10**9  # seconds: a window that no test sees the end of
@@ -146,38 +141,10 @@ async def test_dismissed_watchers_read_what_came_and_end(any_redis_url: str | No
 # Away.
 
 
-class RedisServer:
-    """A Redis of the test's own, to be killed and started again."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self.url = f"unix://{folder / 'redis.sock'}"
-        self._process: subprocess.Popen[bytes] | None = None
-
-    async def start(self) -> None:
-        door = self._folder / "redis.sock"
-        options = {"port": "0", "unixsocket": str(door), "dir": str(self._folder), "save": "", "logfile": "log"}
-        command = [find_redis(), *(word for name, value in options.items() for word in (f"--{name}", value))]
-        self._process = subprocess.Popen(command)
-        while not accepts_connections(door):
-            assert self._process.poll() is None, (self._folder / "log").read_text()
-            await asyncio.sleep(0.01)
-
-    def kill(self) -> None:
-        if self._process is not None:
-            self._process.kill()
-            self._process.wait()
-            self._process = None
-
-
 @pytest.fixture
-def server() -> Iterator[RedisServer]:
-    if shutil.which("redis-server") is None:
-        unavailable("redis-server is not installed")
-    with tempfile.TemporaryDirectory(prefix="redis-") as folder:
-        server = RedisServer(Path(folder))
+async def server() -> AsyncGenerator[RedisServer]:
+    async with own_server() as server:
         yield server
-        server.kill()
 
 
 async def everything_is_soft(hot: Hot) -> None:
@@ -191,6 +158,10 @@ async def everything_is_soft(hot: Hot) -> None:
     assert await hot.partial(CHAT.id) is None
     assert [await hot.allow("ada", 1) for _ in range(3)] == [0, 0, 0]
     assert await hot.active_conversations() == 0
+    assert await hot.acquire(CHAT.id), "PostgreSQL decides"
+    assert not await hot.release(CHAT.id)
+    assert await hot.session(CHAT.id) is None
+    await hot.forget_session(CHAT.id)
     async with hot.watch(chat("another").id):
         pass
     assert not hot.reachable

@@ -1,4 +1,5 @@
-"""Redis: the active-conversation index, rate limits, partial answers, and the events that pages and workers hear.
+"""Redis: sessions, the active-conversation index, a lock per conversation, rate limits, partial answers, and the events
+that pages and workers hear.
 
 Everything here may be lost. A failure costs freshness, never a message: each operation then does nothing, is counted,
 and the caller goes on from PostgreSQL.
@@ -6,20 +7,18 @@ and the caller goes on from PostgreSQL.
 
 import asyncio
 import json
+import secrets
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from typing import Any, Self, TypeAlias, TypeVar
 
-import redis.asyncio
-from redis.exceptions import RedisError
+from pydantic import TypeAdapter
 
-from chat_bridge.errors import SettingsError
-from chat_bridge.model import ConversationId, TurnId
+from chat_bridge.model import ConversationId, Session, TurnId
+from chat_bridge.storage.redis_connect import ANSWER_SECONDS, FAILURES, Client, connected, place_of, subscriber
 from chat_bridge.telemetry import REDIS_ERRORS, log
 
-# redis-py and the in-process Redis share their methods, but no type that says so.
-Client: TypeAlias = Any
 Event: TypeAlias = Mapping[str, Any]
 T = TypeVar("T")
 
@@ -27,19 +26,60 @@ CONTROL = "chat-bridge:control"
 ACTIVE = "chat-bridge:active"
 PARTIAL_SECONDS = 900
 CONFIRM_SECONDS = 1.0
-ANSWER_SECONDS = 1.0
+LOCK_SECONDS = 30
+RENEW_SECONDS = 10.0
+CHANGED_SECONDS = 10
 QUIET_SECONDS = 1.0
 _QUEUE = 512  # events a slow reader may be behind before it is cut off
 RESYNC: Event = {"type": "resync"}
 _END: Event = {"type": "end"}
+_SESSION = TypeAdapter(Session)
+
+# Scripts about a lock. KEYS: the lock, the knock; ARGV: our token, milliseconds.
+_ACQUIRE = """
+local holder = redis.call('get', KEYS[1])
+if holder and holder ~= ARGV[1] then
+  redis.call('set', KEYS[2], '1', 'PX', ARGV[2])
+  return 0
+end
+redis.call('set', KEYS[1], ARGV[1], 'PX', ARGV[2])
+redis.call('del', KEYS[2])
+return 1
+"""
+_RELEASE = """
+if redis.call('get', KEYS[1]) ~= ARGV[1] then return 0 end
+if redis.call('del', KEYS[2]) == 1 then return 1 end
+redis.call('del', KEYS[1])
+return 0
+"""
+_RENEW = """
+local holder = redis.call('get', KEYS[1])
+if holder and holder ~= ARGV[1] then return 0 end
+redis.call('set', KEYS[1], ARGV[1], 'PX', ARGV[2])
+redis.call('pexpire', KEYS[2], ARGV[2])
+return 1
+"""
+# KEYS: the session, whether it has changed a moment ago; ARGV: the session, seconds.
+_KEEP = """
+if redis.call('exists', KEYS[2]) == 1 then return 0 end
+redis.call('set', KEYS[1], ARGV[1], 'EX', ARGV[2])
+return 1
+"""
+# A cluster runs a script where the key is; PUBLISH goes to any node, so that one event could overtake another.
+_TELL = "return redis.call('publish', KEYS[1], ARGV[1])"
+
+
+def _key(conversation: ConversationId, what: str) -> str:
+    # All keys of a conversation are on one node of a cluster: the braces see to that.
+    return f"chat-bridge:{{{conversation}}}:{what}"
 
 
 def _events(conversation: ConversationId) -> str:
-    return f"chat-bridge:{{{conversation}}}:events"
+    return _key(conversation, "events")
 
 
 def _partial(conversation: ConversationId) -> str:
-    return f"chat-bridge:{{{conversation}}}:partial"
+    return _key(conversation, "partial")
 
 
 class SlowReaderError(Exception):
@@ -57,31 +97,30 @@ class Hot:
         self._subscribed: dict[str, asyncio.Event] = {}  # channels asked for; set when the server has confirmed
         self._subscribing = asyncio.Lock()
         self._on_control: Callable[[Event], Awaitable[None]] | None = None
+        self._token = secrets.token_hex(16)  # this process, as the holder of locks
+        self._held: set[ConversationId] = set()
+        self._renewed = asyncio.Event()  # no renewal is under way
+        self._renewed.set()
         self.reachable = True
-        self._quiet_until = 0.0  # after a failure nobody waits for Redis for a moment
+        self._quiet: dict[str, float] = {}  # servers that failed: nobody waits for them until this moment
 
     @classmethod
     @asynccontextmanager
     async def open(cls, url: str | None, *, session_ttl_seconds: int = 3600) -> AsyncGenerator[Self]:
         """Connect lazily; a server that can't be reached is no error, now or later."""
-        client = (
-            redis.asyncio.from_url(
-                url, socket_connect_timeout=ANSWER_SECONDS, socket_timeout=ANSWER_SECONDS, health_check_interval=15
-            )
-            if url
-            else _in_process()
-        )  # pyright: ignore[reportUnknownMemberType]
-        hot = cls(client, session_ttl_seconds)
-        listener = asyncio.create_task(hot._listen(), name="redis.listen")
-        try:
-            yield hot
-        finally:
-            listener.cancel()
-            with suppress(asyncio.CancelledError):
-                await listener
-            if hot._subscriptions is not None:
-                await hot._soft(hot._subscriptions.aclose, None)
-            await hot._soft(client.aclose, None)
+        async with connected(url) as client:
+            hot = cls(client, session_ttl_seconds)
+            listener = asyncio.create_task(hot._listen(), name="redis.listen")
+            renewal = asyncio.create_task(hot._renew(), name="redis.renew")
+            try:
+                yield hot
+            finally:
+                for task in (listener, renewal):
+                    task.cancel()
+                await asyncio.wait([listener, renewal])
+                if hot._subscriptions is not None:
+                    with suppress(*FAILURES):
+                        await hot._subscriptions.aclose()
 
     def handle_control(self, handler: Callable[[Event], Awaitable[None]]) -> None:
         """Have `handler` called with what any process sends by `control`."""
@@ -89,30 +128,27 @@ class Hot:
 
     async def ping(self) -> bool:
         """Whether Redis answers."""
-
-        async def ask() -> bool:
-            pipeline = self._client.pipeline()
-            pipeline.zcard(ACTIVE)
-            await pipeline.execute()
-            return True
-
-        return await self._soft(ask, False)
+        return await self._soft(lambda: self._client.zcard(ACTIVE), None, ACTIVE) is not None
 
     async def touch(self, conversation: ConversationId, event: Event) -> None:
-        """After a commit: the conversation is active now, and whoever watches it should look."""
+        """After a commit: the conversation is active now, its session stays kept, and whoever watches should look."""
 
-        async def write() -> None:
-            pipeline = self._client.pipeline()
-            pipeline.zadd(ACTIVE, {str(conversation): time.time()})
-            pipeline.zremrangebyscore(ACTIVE, "-inf", time.time() - self._ttl)
-            pipeline.publish(_events(conversation), json.dumps(event))
-            await pipeline.execute()
-
-        await self._soft(write, None)
+        channel = _events(conversation)
+        index = tell = self._client.pipeline()
+        if place_of(self._client, channel) != place_of(self._client, ACTIVE):
+            tell = self._client.pipeline()  # one node's trouble is not the other's
+        index.zadd(ACTIVE, {str(conversation): time.time()})
+        index.zremrangebyscore(ACTIVE, "-inf", time.time() - self._ttl)
+        tell.expire(_key(conversation, "session"), self._ttl)
+        tell.eval(_TELL, 1, channel, json.dumps(event))
+        await self._soft(tell.execute, None, channel)
+        if index is not tell:
+            await self._soft(index.execute, None, ACTIVE)
 
     async def publish(self, conversation: ConversationId, event: Event) -> None:
         """Tell whoever watches a conversation."""
-        await self._soft(lambda: self._client.publish(_events(conversation), json.dumps(event)), None)
+        channel = _events(conversation)
+        await self._soft(lambda: self._client.eval(_TELL, 1, channel, json.dumps(event)), None, channel)
 
     async def control(self, event: Event) -> None:
         """Tell every process of the bridge."""
@@ -126,10 +162,10 @@ class Hot:
         async def write() -> None:
             pipeline = self._client.pipeline()
             pipeline.set(_partial(conversation), json.dumps({"turn_id": str(turn), "text": text}), ex=PARTIAL_SECONDS)
-            pipeline.publish(_events(conversation), json.dumps(event))
+            pipeline.eval(_TELL, 1, _events(conversation), json.dumps(event))
             await pipeline.execute()
 
-        await self._soft(write, None)
+        await self._soft(write, None, _partial(conversation))
 
     async def end_partial(self, conversation: ConversationId, *events: Event) -> None:
         """Forget the answer so far, and tell these events."""
@@ -138,15 +174,60 @@ class Hot:
             pipeline = self._client.pipeline()
             pipeline.delete(_partial(conversation))
             for event in events:
-                pipeline.publish(_events(conversation), json.dumps(event))
+                pipeline.eval(_TELL, 1, _events(conversation), json.dumps(event))
             await pipeline.execute()
 
-        await self._soft(write, None)
+        await self._soft(write, None, _partial(conversation))
 
     async def partial(self, conversation: ConversationId) -> Event | None:
         """The answer so far of the running turn: `turn_id` and `text`."""
-        text = await self._soft(lambda: self._client.get(_partial(conversation)), None)
+        text = await self._soft(lambda: self._client.get(_partial(conversation)), None, _partial(conversation))
         return None if text is None else json.loads(text)
+
+    async def acquire(self, conversation: ConversationId) -> bool:
+        """Take the lock of a conversation, until `release`. True: it is ours, or Redis can't be asked; PostgreSQL
+        decides anyway. False: another process has it, and will look again before it lets go."""
+        ours = bool(await self._on_lock(_ACQUIRE, conversation, 1))
+        if ours:
+            self._held.add(conversation)
+        return ours
+
+    async def release(self, conversation: ConversationId) -> bool:
+        """Let go of the lock. True: somebody wanted it meanwhile, so it is still ours: look again, then release it."""
+        self._held.discard(conversation)
+        await self._renewed.wait()  # a renewal that knows it as held would take it once more
+        look_again = bool(await self._on_lock(_RELEASE, conversation, 0))
+        if look_again:
+            self._held.add(conversation)
+        return look_again
+
+    async def session(self, conversation: ConversationId) -> Session | None:
+        """The active session as it was when it was kept: its counts, times and metadata may be old. None: look into
+        PostgreSQL, which also decides whether it still is the active one."""
+        key = _key(conversation, "session")
+        text = await self._soft(lambda: self._client.get(key), None, key)
+        try:
+            return None if text is None else _SESSION.validate_json(text)
+        except ValueError:  # written by another version of the bridge
+            return None
+
+    async def keep_session(self, session: Session) -> None:
+        """Keep what PostgreSQL says is the active session of a conversation."""
+        keys = [_key(session.conversation_id, what) for what in ("session", "changed")]
+        text = _SESSION.dump_json(session).decode()
+        await self._soft(lambda: self._client.eval(_KEEP, 2, *keys, text, str(self._ttl)), None, keys[0])
+
+    async def forget_session(self, conversation: ConversationId) -> None:
+        """After a commit that closed, replaced, moved or changed the session. For a moment none is kept: somebody may
+        have read the old one just before."""
+
+        async def forget() -> None:
+            pipeline = self._client.pipeline()
+            pipeline.set(_key(conversation, "changed"), "1", ex=CHANGED_SECONDS)
+            pipeline.delete(_key(conversation, "session"))
+            await pipeline.execute()
+
+        await self._soft(forget, None, _key(conversation, "session"))
 
     async def allow(self, name: str, limit: int, seconds: int = 60) -> int:
         """Count one use of `name`; 0 when it is within `limit` in this window, else the seconds until the next one.
@@ -160,7 +241,7 @@ class Hot:
             pipeline.expire(key, seconds)
             return int((await pipeline.execute())[0])
 
-        uses = await self._soft(count, 0)
+        uses = await self._soft(count, 0, key)
         return 0 if uses <= limit else max(1, int(seconds - now % seconds))
 
     async def active_conversations(self) -> int:
@@ -172,7 +253,7 @@ class Hot:
             pipeline.zcard(ACTIVE)
             return int((await pipeline.execute())[1])
 
-        return await self._soft(count, 0)
+        return await self._soft(count, 0, ACTIVE)
 
     @asynccontextmanager
     async def watch(self, conversation: ConversationId) -> AsyncGenerator[AsyncIterator[Event | None]]:
@@ -205,6 +286,8 @@ class Hot:
             return
         try:
             async with self._subscribing:
+                if self._subscriptions is None:  # lost meanwhile
+                    return
                 if channel in self._readers and channel not in self._subscribed:
                     self._subscribed[channel] = asyncio.Event()
                     await self._subscriptions.subscribe(channel)
@@ -213,8 +296,40 @@ class Hot:
             if (confirmed := self._subscribed.get(channel)) is not None:
                 async with asyncio.timeout(CONFIRM_SECONDS):
                     await confirmed.wait()
-        except (RedisError, OSError, TimeoutError) as error:
+        except (
+            *FAILURES,
+            AttributeError,
+        ) as error:  # redis-py, when the listener closes what is about to be written to
             self._failed(error)
+
+    async def _renew(self) -> None:
+        """Keep the locks that are held. One that Redis has lost is taken again; one that another process has is
+        forgotten: only the turn's row in PostgreSQL gives a right."""
+        while True:
+            await asyncio.sleep(RENEW_SECONDS)
+            if held := list(self._held):
+                self._renewed.clear()
+                try:
+                    kept = await self._soft(lambda held=held: self._renew_all(held), [])
+                finally:
+                    self._renewed.set()
+                self._held -= {lock for lock, ours in zip(held, kept, strict=False) if ours == 0}
+
+    async def _renew_all(self, held: Sequence[ConversationId]) -> Sequence[object]:
+        """1 for each that is ours, 0 for one that is not; an error where a node of a cluster does not answer."""
+        pipeline = self._client.pipeline()
+        for conversation in held:
+            pipeline.eval(_RENEW, *self._lock(conversation))
+        return await pipeline.execute(raise_on_error=False)
+
+    async def _on_lock(self, script: str, conversation: ConversationId, otherwise: int) -> int:
+        return await self._soft(
+            lambda: self._client.eval(script, *self._lock(conversation)), otherwise, _key(conversation, "lock")
+        )
+
+    def _lock(self, conversation: ConversationId) -> Sequence[Any]:
+        keys = [_key(conversation, what) for what in ("lock", "knock")]
+        return 2, *keys, self._token, str(LOCK_SECONDS * 1000)
 
     async def _listen(self) -> None:
         """Hand messages to readers. After a break everyone is told to look at PostgreSQL."""
@@ -222,11 +337,10 @@ class Hot:
         while True:
             try:
                 async with self._subscribing:
-                    self._subscriptions = self._client.pubsub()
+                    self._subscriptions = await subscriber(self._client)
                     self._subscribed = {channel: asyncio.Event() for channel in self._readers}
                     await self._subscriptions.subscribe(CONTROL, *self._readers)
-                self.reachable = True
-                self._quiet_until = 0.0
+                self._well("")
                 pause = 0.1
                 for readers in self._readers.values():
                     for queue in readers:
@@ -237,8 +351,10 @@ class Hot:
                         await self._take(message)
             except Exception as error:  # noqa: BLE001 - without this loop no event arrives any more
                 self._failed(error)
-                with suppress(RedisError, OSError):
-                    await self._subscriptions.aclose()
+                broken, self._subscriptions = self._subscriptions, None
+                if broken is not None:
+                    with suppress(*FAILURES):
+                        await broken.aclose()
                 await asyncio.sleep(pause)
                 pause = min(pause * 2, 5.0)
 
@@ -260,34 +376,30 @@ class Hot:
         for queue in self._readers.get(channel, ()):
             _put(queue, event)
 
-    async def _soft(self, operation: Callable[[], Awaitable[T]], otherwise: T) -> T:
-        if time.monotonic() < self._quiet_until:
+    async def _soft(self, operation: Callable[[], Awaitable[T]], otherwise: T, key: str = "") -> T:
+        """Do something with a key; without Redis, `otherwise` is the result. No key: any server can do it."""
+        place = place_of(self._client, key) if key else ""
+        if time.monotonic() < self._quiet.get(place, 0.0):
             return otherwise
         try:
-            result = await operation()
-        except (RedisError, OSError, TimeoutError) as error:
-            self._failed(error)
+            async with asyncio.timeout(ANSWER_SECONDS):
+                result = await operation()
+        except FAILURES as error:
+            self._failed(error, place)
             return otherwise
-        self.reachable = True
+        self._well(place)
         return result
 
-    def _failed(self, error: Exception) -> None:
+    def _well(self, place: str) -> None:
+        self._quiet.pop(place, None)
+        self.reachable = True
+
+    def _failed(self, error: Exception, place: str = "") -> None:
         REDIS_ERRORS.inc()
-        if self.reachable:
+        if place not in self._quiet:
             log.warning("redis.lost", reason=type(error).__name__, effect="slower, nothing is lost")
+        self._quiet[place] = time.monotonic() + QUIET_SECONDS
         self.reachable = False
-        self._quiet_until = time.monotonic() + QUIET_SECONDS
-
-
-def _in_process() -> Client:
-    try:
-        from burner_redis import BurnerRedis
-    except ImportError:
-        raise SettingsError(
-            "REDIS_URL is not set and the in-process Redis is not installed: set REDIS_URL, "
-            "or install it with: pip install 'agoric-chat-bridge[embedded]'"
-        ) from None
-    return BurnerRedis()
 
 
 def _put(queue: asyncio.Queue[Event], event: Event) -> None:

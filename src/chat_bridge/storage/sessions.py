@@ -18,6 +18,7 @@ from chat_bridge.model import (
     new_session_id,
 )
 from chat_bridge.storage.postgres import Database, Record, Transaction, win
+from chat_bridge.storage.redis import Hot
 from chat_bridge.storage.text import from_jsonb, storable, storable_or_none, to_jsonb
 
 
@@ -38,6 +39,20 @@ async def get_session(database: Database, session: SessionId) -> Session | None:
     """One session by its id."""
     row = await database.fetch_one("get_session", session)
     return None if row is None else _session(row)
+
+
+async def look_up(database: Database, hot: Hot, address: Address) -> Session | None:
+    """The active session of a conversation: from Redis, where its counts, times and metadata may be old, else from
+    PostgreSQL."""
+    kept = await hot.session(address.id)
+    if kept is not None:
+        return kept
+    row = await database.fetch_one("session_of_conversation", address.id)
+    if row is None:
+        return None
+    session = _session(row)
+    await hot.keep_session(session)
+    return session
 
 
 async def active_session(database: Database, conversation: ConversationId) -> tuple[datetime, int] | None:

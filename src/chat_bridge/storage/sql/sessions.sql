@@ -75,6 +75,14 @@ select
 from sessions
 where id = $1;
 
+-- name: session_of_conversation
+-- The active session of a conversation.
+select
+  conversation_id, id, platform, account, platform_conversation_id, thread, user_id, status, mode, created_at,
+  last_activity, parent_session_id, message_count, answered_seq, last_inbound_seq, pending_since, metadata
+from sessions
+where conversation_id = $1 and status = 'active';
+
 -- name: active_session
 -- For /status: the active session of a conversation.
 select id, created_at, message_count from sessions where conversation_id = $1 and status = 'active';

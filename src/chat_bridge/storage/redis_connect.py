@@ -1,0 +1,134 @@
+"""Connecting to Redis: one server, a cluster, what Sentinels look after, or the one inside the process."""
+
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import asynccontextmanager, suppress
+from typing import Any, TypeAlias, cast
+
+import redis.asyncio
+from redis.asyncio.cluster import ClusterNode, RedisCluster
+from redis.asyncio.connection import SSLConnection, parse_url
+from redis.asyncio.retry import Retry
+from redis.asyncio.sentinel import Sentinel
+from redis.backoff import NoBackoff
+from redis.exceptions import RedisClusterException, RedisError
+
+from chat_bridge.errors import SettingsError
+from chat_bridge.settings import RedisPlace, redis_place
+
+# redis-py and the in-process Redis share their methods, but no type that says so.
+Client: TypeAlias = Any
+Options: TypeAlias = Mapping[str, Any]
+
+ANSWER_SECONDS = 1.0
+# What any Redis may raise when it can't be asked.
+FAILURES = (RedisError, RedisClusterException, OSError, TimeoutError)
+
+
+@asynccontextmanager
+async def connected(url: str | None) -> AsyncGenerator[Client]:
+    """A client, which connects when it is used first; it is closed afterwards."""
+    clients = _clients(url)
+    try:
+        yield clients[0]
+    finally:
+        for client in clients:
+            with suppress(*FAILURES):
+                await client.aclose()
+
+
+async def subscriber(client: Client) -> Any:
+    """A connection for channels. A cluster tells all its nodes what is published on one, so any of them will do: one
+    taken by chance, so that a dead one is not tried forever."""
+    if not isinstance(client, RedisCluster):
+        return client.pubsub()
+    await client.initialize()
+    return client.pubsub(node=client.get_random_node())
+
+
+def place_of(client: Client, key: str) -> str:
+    """The node of a cluster that has a key: when one fails, that says nothing of the others."""
+    with suppress(RedisClusterException):  # the layout is not known yet, or nobody has the key now
+        if isinstance(client, RedisCluster) and (node := client.get_node_from_key(key)):
+            return str(node.name)
+    return ""
+
+
+def _clients(url: str | None) -> Sequence[Client]:
+    """The client, and what else is to be closed with it."""
+    if url is None:
+        return [_in_process()]
+    try:
+        place = redis_place(url)
+        options = _options(place)
+        match place.kind:
+            case "cluster":
+                return [_cluster(place, options)]
+            case "sentinel":
+                return _sentinel(place, options)
+            case _:
+                return [_server(url)]
+    except (ValueError, TypeError, RedisClusterException):
+        # Their own texts may show the password.
+        raise SettingsError(
+            "REDIS_URL: is not a Redis URL, or has an option after the ? that redis-py does not know or can't read"
+        ) from None
+
+
+def _timeouts() -> dict[str, Any]:
+    # No retries: they would hide a break from the listener, which has to call everybody to look at PostgreSQL then; and
+    # that of a cluster's pipeline closes the connections to all nodes.
+    return {
+        "socket_connect_timeout": ANSWER_SECONDS,
+        "socket_timeout": ANSWER_SECONDS,
+        "health_check_interval": 15,
+        "retry": Retry(NoBackoff(), 0),
+    }
+
+
+def _options(place: RedisPlace) -> dict[str, Any]:
+    """The login, and the options after the ?, in the words of redis-py."""
+    given = dict(cast("Options", parse_url(f"{place.scheme}://{place.login}{place.query}")))
+    secure = given.pop("connection_class", None) is SSLConnection
+    return _timeouts() | given | ({"ssl": True} if secure else {})
+
+
+def _server(url: str) -> Client:
+    client: Client = cast("Any", redis.asyncio).from_url(url, **_timeouts())
+    _try_options(client)
+    return client
+
+
+def _cluster(place: RedisPlace, options: Options) -> Client:
+    nodes = [ClusterNode(host, port or 6379) for host, port in place.hosts]
+    # Slots without a node must not take the others along.
+    return cast("Any", RedisCluster)(**{**options, "startup_nodes": nodes, "require_full_coverage": False})
+
+
+def _sentinel(place: RedisPlace, options: Options) -> Sequence[Client]:
+    # The login is the servers'. Sentinels with one of their own are told it as sentinel_username and sentinel_password.
+    own = {name.removeprefix("sentinel_"): value for name, value in options.items() if name.startswith("sentinel_")}
+    servers = {name: value for name, value in options.items() if not name.startswith("sentinel_")}
+    logins = ("username", "password", "db")
+    common = {name: value for name, value in servers.items() if name not in logins}
+    name, _, number = place.path.strip("/").partition("/")
+    hosts = [(host, port or 26379) for host, port in place.hosts]
+    sentinel: Client = cast("Any", Sentinel)(hosts, sentinel_kwargs=common | own, **servers)
+    client = sentinel.master_for(name, db=int(number or 0))
+    _try_options(client)
+    return [client, sentinel]
+
+
+def _try_options(client: Client) -> None:
+    pool = client.connection_pool
+    pool.connection_class(**pool.connection_kwargs)  # otherwise a wrong option shows at the first command only
+
+
+def _in_process() -> Client:
+    try:
+        from burner_redis import BurnerRedis
+    except ImportError:
+        raise SettingsError(
+            "REDIS_URL is not set and the in-process Redis is not installed: set REDIS_URL, "
+            "or install it with: pip install 'agoric-chat-bridge[embedded]'"
+        ) from None
+    return BurnerRedis()
