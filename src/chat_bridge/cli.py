@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import resource
 import signal
 import socket
 import sys
@@ -164,12 +165,20 @@ async def _serve(settings: Settings) -> None:
             main_task.cancel()
         stop.set()
 
+    _allow_many_connections()
     # Before anything starts, so that a Ctrl-C at any moment still stops what was started.
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, stop_or_give_up)
     with suppress(asyncio.CancelledError), _listener(settings) as listener:
         async with running_service(settings) as service:
             await _serve_until(stop, settings, service, listener)
+
+
+def _allow_many_connections() -> None:
+    # Each event stream is an open file, and many systems begin with 1024.
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with suppress(ValueError, OSError):  # macOS has a limit below what it calls the most
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 async def _serve_until(stop: asyncio.Event, settings: Settings, service: Service, listener: socket.socket) -> None:

@@ -85,7 +85,7 @@ async def running_service(settings: Settings) -> AsyncGenerator[Service]:
         texts = Texts(settings.language, settings.texts)
         deliverer = Deliverer(store, hot, platforms, resend_unknown=settings.unknown_deliveries == "resend")
         stack.push_async_callback(deliverer.aclose)
-        answerer = Answerer(settings, store, platforms, agent, deliverer, texts)
+        answerer = Answerer(settings, store, hot, platforms, agent, deliverer, texts)
         workers = Workers(settings, store, hot, platforms, agent.name, answerer, deliverer, texts)
         sweep = Sweep(
             store,

@@ -28,6 +28,7 @@ FIRST_TEXT_SECONDS = Histogram(
 DELIVERIES = Counter("chat_bridge_deliveries", "Tries to send a part of a reply, by result.", ["platform", "status"])
 RECOVERED = Counter("chat_bridge_recovered", "Work that the sweep found without a worker.", ["kind"])
 STREAMS = Gauge("chat_bridge_event_streams", "Open event streams of web chat.")
+REFUSED = Counter("chat_bridge_requests_refused", "Requests answered with 503 since too much is in progress.", ["of"])
 REDIS_ERRORS = Counter("chat_bridge_redis_errors", "Redis operations that failed; the work went on without.")
 ACTIVE_SESSIONS = Gauge("chat_bridge_active_conversations", "Conversations with a message within SESSION_TTL_SECONDS.")
 

@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 import pytest
 import redis.asyncio
 
-from chat_bridge.model import ConversationId, new_turn_id
+from chat_bridge.model import ConversationId, new_session_id, new_turn_id
 from chat_bridge.storage.redis import CONTROL, Event, Hot, SlowReaderError
 from tests.redis_servers import RedisServer, own_server
 from tests.storage.dialogue import CHAT, chat
@@ -48,7 +48,7 @@ async def test_every_reader_hears_the_events_of_its_conversation_in_order(any_re
         async with watching(hot) as one, watching(hot) as two, watching(hot, chat(2).id) as other:
             for number in range(20):
                 await hot.publish(CHAT.id, {"type": "message", "seq": number})
-            await hot.touch(chat(2).id, {"type": "message", "seq": 99})
+            await hot.touch(chat(2).id, new_session_id(), {"type": "message", "seq": 99})
             for reader in (one, two):
                 assert [(await anext(reader))["seq"] for _ in range(20)] == list(range(20))
             assert (await anext(other))["seq"] == 99
@@ -90,7 +90,7 @@ async def test_a_limit_counts_each_name_by_itself(any_redis_url: str | None) -> 
 async def test_the_index_of_active_conversations_forgets_the_old_ones(any_redis_url: str | None) -> None:
     async with Hot.open(any_redis_url) as hot:
         for number in (1, 2, 3, 1):
-            await hot.touch(chat(number).id, {"type": "message"})
+            await hot.touch(chat(number).id, new_session_id(), {"type": "message"})
         assert await hot.active_conversations() == 3
         hot._ttl = -60  # as if a minute more than the time had passed
         assert await hot.active_conversations() == 0
@@ -150,7 +150,7 @@ async def server() -> AsyncGenerator[RedisServer]:
 async def everything_is_soft(hot: Hot) -> None:
     """No operation fails for want of Redis."""
     assert not await hot.ping()
-    await hot.touch(CHAT.id, {"type": "message"})
+    await hot.touch(CHAT.id, new_session_id(), {"type": "message"})
     await hot.publish(CHAT.id, {"type": "message"})
     await hot.control({"type": "stop"})
     await hot.publish_partial(CHAT.id, new_turn_id(), "text", 0)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from chat_bridge.errors import SettingsError
-from chat_bridge.model import Address, new_turn_id
+from chat_bridge.model import Address, new_session_id, new_turn_id
 from chat_bridge.storage.redis import Event, Hot
 from tests.redis_servers import RedisServer, cluster, make_certificates, tls_server, watched_pair
 from tests.storage.dialogue import CHAT, chat
@@ -61,8 +61,8 @@ async def test_everything_works_in_a_cluster() -> None:
         one.handle_control(heard.put)
         async with heard_by_both(one, other) as events:
             for number in range(50):
-                await other.touch(CHAT.id, {"type": "message", "seq": number})
-                await other.touch(chat(number).id, {"type": "message", "seq": 99})
+                await other.touch(CHAT.id, new_session_id(), {"type": "message", "seq": number})
+                await other.touch(chat(number).id, new_session_id(), {"type": "message", "seq": 99})
             assert [(await anext(events))["seq"] for _ in range(50)] == list(range(50)), "in order"
             await other.control({"type": "stop"})
             assert await heard.get() == {"type": "stop"}
@@ -140,7 +140,7 @@ async def test_tls_with_a_ca_of_ones_own(tmp_path: Path) -> None:
     async with tls_server(tmp_path / "right") as (url, authority):
         given = f"{url}?ssl_ca_certs={authority}"
         async with Hot.open(given) as one, Hot.open(given) as other, heard_by_both(one, other) as events:
-            await other.touch(CHAT.id, {"type": "message", "seq": 1})
+            await other.touch(CHAT.id, new_session_id(), {"type": "message", "seq": 1})
             assert await anext(events) == {"type": "message", "seq": 1}
             assert one.reachable
         stranger, _, _ = make_certificates(tmp_path / "wrong")

@@ -69,8 +69,15 @@ async def test_a_session_is_kept_as_long_as_messages_come(redis_url: str) -> Non
         await hot.keep_session(SESSION)
         assert 90 < await admin.ttl(KEY) <= 100
         await admin.expire(KEY, 50)
-        await hot.touch(CHAT.id, {"type": "message"})
+        await hot.touch(CHAT.id, SESSION.id, {"type": "message"})
         assert 90 < await admin.ttl(KEY) <= 100
+
+
+async def test_one_whose_end_redis_did_not_hear_of_goes_with_the_next_message(any_redis_url: str | None) -> None:
+    async with Hot.open(any_redis_url) as hot:
+        await hot.keep_session(SESSION)
+        await hot.touch(CHAT.id, new_session_id(), {"type": "message"})
+        assert await hot.session(CHAT.id) is None
 
 
 async def test_a_session_is_forgotten_when_no_message_comes(any_redis_url: str | None) -> None:

@@ -238,3 +238,21 @@ async def test_the_store_s_trouble_is_a_503_with_a_time(error: StorageError, wor
     answer = await ask(app)
     assert answer.refused
     assert json.loads(answer.body)["detail"].startswith(words)
+
+
+async def test_a_sender_who_hangs_up_is_no_crash(capsys: pytest.CaptureFixture[str]) -> None:
+    app = FastAPI()
+    handle_problems(app)
+
+    @app.post("/")
+    async def take(request: Request) -> None:
+        await request.body()
+
+    async def receive() -> Message:
+        return {"type": "http.disconnect"}
+
+    scope: dict[str, Any] = {"type": "http", "method": "POST", "path": "/", "headers": [], "query_string": b""}
+    answer = Answer()
+    await app(scope, receive, answer.send)
+    assert answer.status == 400
+    assert "request.crashed" not in capsys.readouterr().err

@@ -129,6 +129,28 @@ async def test_a_closed_session_is_followed_by_another(bridge: BridgeProcess) ->
         assert [message["seq"] for message in await chat.messages()] == [1, 2, 3, 4]
 
 
+async def test_the_active_session_of_a_conversation(bridge: BridgeProcess) -> None:
+    async with visiting(bridge.url) as chat:
+        path = f"{SESSIONS}/active?platform=webchat&conversation={chat.conversation}"
+        assert (await call(bridge.url, "GET", path))[0] == 404
+        await talked(chat, "one")
+        session = await session_of(bridge.url, chat)
+        for query in (path, f"{path}&account=default", f"{path}&account=default&thread="):
+            status, found = await call(bridge.url, "GET", query)
+            assert status == 200
+            assert found == {name: session[name] for name in found}
+            assert found["id"] == session["id"]
+        assert (await call(bridge.url, "GET", f"{path}&account=another"))[0] == 404
+        assert (await call(bridge.url, "GET", f"{path}&thread=another"))[0] == 404
+        await talked(chat, "/new")
+        status, successor = await call(bridge.url, "GET", path)
+        assert (status, successor["parent_session_id"]) == (200, session["id"])
+        await call(bridge.url, "POST", f"{SESSIONS}/{successor['id']}/close")
+        assert (await call(bridge.url, "GET", path))[0] == 404
+        status, problem = await call(bridge.url, "GET", f"{SESSIONS}/active?platform=none&conversation=1")
+        assert (status, problem["detail"]) == (404, "The platform none is not served here: name the account.")
+
+
 async def test_closing_a_session_cancels_what_waits_in_it(bridge: BridgeProcess, database: str) -> None:
     async with visiting(bridge.url) as chat:
         await chat.send(ENDLESS)
@@ -225,6 +247,7 @@ async def test_health_and_readiness(bridge: BridgeProcess) -> None:
 async def test_not_ready_with_a_schema_of_the_future() -> None:
     async with fresh_database("18", template=True) as database, running_bridge(database) as bridge:
         await rows(database, "update alembic_version set version_num = '9999'")
+        await rows(database, "update schema_compatibility set oldest_code = '9999'")
         status, told = await call(bridge.url, "GET", "/readyz")
     assert (status, told["status"], told["checks"]["database"]) == (503, "unavailable", "ok")
     assert "9999" in told["checks"]["migrations"]

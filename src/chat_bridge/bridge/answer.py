@@ -28,6 +28,7 @@ from chat_bridge.platforms.contract import Platform
 from chat_bridge.settings import Settings
 from chat_bridge.storage import messages, sessions, turns
 from chat_bridge.storage.outbox import Delivery
+from chat_bridge.storage.redis import Hot
 from chat_bridge.storage.store import Store
 from chat_bridge.storage.turns import Completed, Completion
 from chat_bridge.telemetry import FIRST_TEXT_SECONDS, TURN_SECONDS, TURNS, log
@@ -62,6 +63,7 @@ class Answerer:
         self,
         settings: Settings,
         store: Store,
+        hot: Hot,
         platforms: Mapping[str, Platform],
         agent: Agent,
         deliverer: Deliverer,
@@ -69,6 +71,7 @@ class Answerer:
     ) -> None:
         self._settings = settings
         self._store = store
+        self._hot = hot
         self._platforms = platforms
         self._agent = agent
         self._deliverer = deliverer
@@ -93,6 +96,8 @@ class Answerer:
         unused = draft.preview
         try:
             completed = await self._complete(completion, draft.new_session)
+            if draft.new_session:
+                await self._hot.forget_session(turn.conversation_id)
             self._tell(completion, completed, time.monotonic() - began)
             if completed is None or completed.seq is not None:
                 unused = None  # it is the next turn's now, or the reply

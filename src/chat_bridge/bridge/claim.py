@@ -203,7 +203,7 @@ class Workers:
                         )
                 trusted_until = asked_at + self._settings.lease_seconds
             except (StorageError, TimeoutError) as error:
-                log.warning("lease.renewal_failed", turns=len(held), reason=str(error))
+                log.warning("lease.renewal_failed", turns=len(held), reason=str(error) or "no answer in time")
                 if loop.time() < trusted_until:
                     continue
             for running in held:

@@ -192,6 +192,8 @@ class Deliverer:
     async def _move(self, delivery: Delivery, conversation: str) -> None:
         new = replace(delivery.address, conversation=conversation)
         await sessions.move(self._store.database, delivery.address, new)
+        for where in (delivery.conversation_id, new.id):
+            await self._hot.forget_session(where)
         log.info("conversation.moved", conversation=str(delivery.conversation_id), to=str(new.id))
         # Where the new id was in use already, the delivery stayed, but goes to the new id as well.
         for where in (new.id, delivery.conversation_id):

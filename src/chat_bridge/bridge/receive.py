@@ -104,7 +104,7 @@ class Receiver:
             self._workers.wake(conversation, address.platform)
         elif receipt.reason in ("busy", "queue_full") and receipt.status is ReceiveStatus.SKIPPED:
             await self._workers.refuse(receipt, arrival.event, receipt.reason)
-        await self._hot.touch(conversation, {"type": "message", "seq": receipt.seq})
+        await self._hot.touch(conversation, receipt.session_id, {"type": "message", "seq": receipt.seq})
 
     async def _edit(self, event: InboundEvent) -> Receipt | None:
         """Record an edit or deletion with its message. A turn that has the message, but no answer yet, begins again."""
@@ -123,6 +123,8 @@ class Receiver:
         old, new = _old_address(event), event.address
         if not await sessions.move(self._store.database, old, new):
             return
+        for where in (old.id, new.id):
+            await self._hot.forget_session(where)
         log.info("conversation.moved", conversation=str(old.id), to=str(new.id))
         if self._access.get(new.platform, Access()).names_group(old.conversation):
             log.warning("access.group_moved", old=old.conversation, new=new.conversation, effect="put in the new id")
@@ -138,6 +140,7 @@ class Receiver:
             return
         for session, conversation in await sessions.active_in(self._store.database, address):
             await sessions.close_session(self._store.database, session)
+            await self._hot.forget_session(conversation)
             log.info("session.closed", session=str(session), conversation=str(conversation), reason="unreachable")
             await self._stop_work(conversation)
 

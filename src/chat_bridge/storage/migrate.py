@@ -8,7 +8,6 @@ from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
-import asyncpg
 from alembic import command
 from alembic.config import Config
 from alembic.script import ScriptDirectory
@@ -18,7 +17,7 @@ from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.pool import NullPool
 
 from chat_bridge.errors import SchemaError, StorageError
-from chat_bridge.storage.postgres import database_errors
+from chat_bridge.storage.postgres import Connector, database_errors
 from chat_bridge.telemetry import log
 
 T = TypeVar("T")
@@ -162,7 +161,7 @@ def _value(connection: Connection, table: str, query: str) -> str | None:
 async def _run(dsn: str, action: Callable[[Connection], T]) -> T:
     async def connect() -> Any:
         # The DSN goes to the driver as the user wrote it; no statement cache, for PgBouncer's sake.
-        return await asyncpg.connect(dsn, timeout=10, statement_cache_size=0)
+        return await Connector(dsn).connect(statement_cache_size=0)
 
     # SQLAlchemy wraps what the driver raises, so that the border of postgres.py does not see it.
     engine = create_async_engine("postgresql+asyncpg://", async_creator=connect, poolclass=NullPool)

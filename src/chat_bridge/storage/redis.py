@@ -15,8 +15,9 @@ from typing import Any, Self, TypeAlias, TypeVar
 
 from pydantic import TypeAdapter
 
-from chat_bridge.model import ConversationId, Session, TurnId
+from chat_bridge.model import ConversationId, Session, SessionId, TurnId
 from chat_bridge.storage.redis_connect import ANSWER_SECONDS, FAILURES, Client, connected, place_of, subscriber
+from chat_bridge.storage.tls import tls_trouble
 from chat_bridge.telemetry import REDIS_ERRORS, log
 
 Event: TypeAlias = Mapping[str, Any]
@@ -64,6 +65,14 @@ _KEEP = """
 if redis.call('exists', KEYS[2]) == 1 then return 0 end
 redis.call('set', KEYS[1], ARGV[1], 'EX', ARGV[2])
 return 1
+"""
+# KEYS: the session; ARGV: the id of the active one, seconds. Another one is there when Redis could not be told of its
+# end.
+_STAY = """
+local kept = redis.call('get', KEYS[1])
+if not kept then return 0 end
+if string.find(kept, ARGV[1], 1, true) then return redis.call('expire', KEYS[1], ARGV[2]) end
+return redis.call('del', KEYS[1])
 """
 # A cluster runs a script where the key is; PUBLISH goes to any node, so that one event could overtake another.
 _TELL = "return redis.call('publish', KEYS[1], ARGV[1])"
@@ -130,16 +139,16 @@ class Hot:
         """Whether Redis answers."""
         return await self._soft(lambda: self._client.zcard(ACTIVE), None, ACTIVE) is not None
 
-    async def touch(self, conversation: ConversationId, event: Event) -> None:
-        """After a commit: the conversation is active now, its session stays kept, and whoever watches should look."""
-
+    async def touch(self, conversation: ConversationId, session: SessionId, event: Event) -> None:
+        """After a commit: the conversation is active now, its active session stays kept, and whoever watches should
+        look."""
         channel = _events(conversation)
         index = tell = self._client.pipeline()
         if place_of(self._client, channel) != place_of(self._client, ACTIVE):
             tell = self._client.pipeline()  # one node's trouble is not the other's
         index.zadd(ACTIVE, {str(conversation): time.time()})
         index.zremrangebyscore(ACTIVE, "-inf", time.time() - self._ttl)
-        tell.expire(_key(conversation, "session"), self._ttl)
+        tell.eval(_STAY, 1, _key(conversation, "session"), str(session), str(self._ttl))
         tell.eval(_TELL, 1, channel, json.dumps(event))
         await self._soft(tell.execute, None, channel)
         if index is not tell:
@@ -397,7 +406,8 @@ class Hot:
     def _failed(self, error: Exception, place: str = "") -> None:
         REDIS_ERRORS.inc()
         if place not in self._quiet:
-            log.warning("redis.lost", reason=type(error).__name__, effect="slower, nothing is lost")
+            reason = tls_trouble(error) or type(error).__name__
+            log.warning("redis.lost", reason=reason, effect="slower, nothing is lost")
         self._quiet[place] = time.monotonic() + QUIET_SECONDS
         self.reachable = False
 

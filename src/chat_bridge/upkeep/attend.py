@@ -108,7 +108,7 @@ class Attendance:
                         return
                 trusted_until = asked_at + self._lease_seconds
             except (StorageError, TimeoutError) as error:
-                log.warning("poll.renewal_failed", lease=lease, reason=str(error))
+                log.warning("poll.renewal_failed", lease=lease, reason=str(error) or "no answer in time")
                 if loop.time() >= trusted_until:
                     return
 

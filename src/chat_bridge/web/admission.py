@@ -4,7 +4,7 @@ import asyncio
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from chat_bridge.telemetry import log
+from chat_bridge.telemetry import REFUSED, log
 from chat_bridge.web.problems import RETRY_SECONDS, Problem, problem_response
 
 # A second or two of work: who would wait longer does better to come again. Fewer than the store's queue takes.
@@ -32,6 +32,7 @@ class Admission:
             return
         room = self._streams if scope["path"].endswith("/events") else self._requests
         if not room.enter():
+            REFUSED.labels(room.name).inc()
             refusal = _overloaded(f"{room.most} {room.name} are in progress")
             await problem_response(refusal.status_code, refusal.detail, refusal.headers)(scope, receive, send)
             return
@@ -104,6 +105,7 @@ class BodyLimit:
             if taken > self._max_bytes:
                 raise refusal
             if self._held > self._held_bytes:
+                REFUSED.labels("bodies").inc()
                 raise _overloaded("the bodies of others fill the room there is")
             return message
 

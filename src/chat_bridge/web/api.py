@@ -7,7 +7,7 @@ from uuid import UUID
 from fastapi import APIRouter, Depends, Path, Query
 from pydantic import AfterValidator, AwareDatetime, BaseModel
 
-from chat_bridge.model import BusyPolicy, ConversationId, Seq, Session, SessionId
+from chat_bridge.model import Address, BusyPolicy, ConversationId, Seq, Session, SessionId
 from chat_bridge.storage import messages, sessions
 from chat_bridge.web.auth import Used, api_client
 from chat_bridge.web.chat import MAX_SEQ, Message, Messages
@@ -72,6 +72,21 @@ class SessionView(BaseModel):
         )
 
 
+class ActiveSession(BaseModel):
+    """The session that a conversation is in now: what of it stays the same as long as it is active."""
+
+    id: UUID
+    conversation_id: UUID
+    platform: str
+    account: str
+    conversation: str
+    thread: str
+    user_id: str | None
+    mode: Literal["agent", "human"]
+    created_at: datetime
+    parent_session_id: UUID | None
+
+
 class SessionPage(BaseModel):
     """Sessions, newest first. `next` is the `before` of the next page; null on the last one."""
 
@@ -114,6 +129,26 @@ async def list_sessions(
     )
 
 
+@router.get("/active", responses=problem_responses(404), summary="Look up a conversation's active session")
+async def look_up(
+    used: Used,
+    platform: Annotated[str, Query(max_length=100)],
+    conversation: Annotated[str, Query(max_length=200, description="The platform's id of it.")],
+    account: Annotated[str | None, Query(max_length=100, description="Not given: the one that is served here.")] = None,
+    thread: Annotated[str, Query(max_length=200, description="A part of the conversation; empty: the whole.")] = "",
+) -> ActiveSession:
+    """The session that the next message of a conversation belongs to. From Redis as a rule, so ask as often as you
+    like."""
+    served = used.platforms.get(platform)
+    if account is None and served is None:
+        raise Problem(404, f"The platform {platform} is not served here: name the account.")
+    address = Address(platform, account or (served.account if served else ""), conversation, thread)
+    session = await sessions.look_up(used.store.database, used.hot, address)
+    if session is None:
+        raise Problem(404, "This conversation has no active session; its next message opens one.")
+    return ActiveSession.model_validate(SessionView.of(session).model_dump(include=set(ActiveSession.model_fields)))
+
+
 @router.get("/{session_id}", responses=problem_responses(404), summary="Read a session")
 async def get_session(session_id: SessionPath, used: Used) -> SessionView:
     """One session."""
@@ -151,6 +186,7 @@ async def close_session(session_id: SessionPath, used: Used) -> SessionView:
     """Close a session: what waits in it is cancelled, and the next message opens another."""
     closed = await sessions.close_session(used.store.database, SessionId(session_id))
     session = await _session(used, session_id)
+    await used.hot.forget_session(session.conversation_id)
     if not closed:
         raise Problem(409, f"The session is {session.status} already.")
     for newest in await messages.history(used.store.database, session.conversation_id, limit=1, session=session.id):

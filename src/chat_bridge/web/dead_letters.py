@@ -1,6 +1,6 @@
 """The REST API of dead letters: what could not be delivered or answered."""
 
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from typing import Annotated, Literal
 from uuid import UUID
 
@@ -20,6 +20,8 @@ router = APIRouter(
     responses=problem_responses(401, 422, 503),
 )
 
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+CURSOR = r"^[0-9]{1,16}\.[0-9a-f]{32}\.[0-9]{1,4}$"  # whatever looks like this is a place
 LetterPath = Annotated[UUID, Path(description="The id of its message.")]
 
 
@@ -69,7 +71,7 @@ class DeadLetterPage(BaseModel):
 async def list_dead_letters(
     used: Used,
     platform: Annotated[str | None, Query(max_length=100)] = None,
-    after: Annotated[str | None, Query(max_length=100, description="`next` of the page before.")] = None,
+    after: Annotated[str | None, Query(pattern=CURSOR, description="`next` of the page before.")] = None,
     limit: Annotated[int, Query(ge=1, le=200)] = 50,
 ) -> DeadLetterPage:
     """A page of dead letters, newest first."""
@@ -100,15 +102,9 @@ async def purge(message_id: LetterPath, used: Used) -> Response:
 
 
 def _cursor(place: Place) -> str:
-    return f"{place.died_at.isoformat()}~{place.message_id}~{place.part}"
+    return f"{(place.died_at - EPOCH) // timedelta(microseconds=1)}.{place.message_id.hex}.{place.part}"
 
 
 def _place(cursor: str) -> Place:
-    try:
-        died_at, message, part = cursor.split("~")
-        place = Place(datetime.fromisoformat(died_at), MessageId(UUID(message)), int(part))
-    except ValueError:
-        raise Problem(422, "query.after: must be the `next` of the page before") from None
-    if place.died_at.tzinfo is None or not 0 <= place.part < 2**15:
-        raise Problem(422, "query.after: must be the `next` of the page before")
-    return place
+    microseconds, message, part = cursor.split(".")
+    return Place(EPOCH + timedelta(microseconds=int(microseconds)), MessageId(UUID(message)), int(part))

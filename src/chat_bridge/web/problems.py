@@ -9,9 +9,10 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 
 from chat_bridge.errors import OverloadedError, StorageError
-from chat_bridge.telemetry import log
+from chat_bridge.telemetry import REFUSED, log
 
 RETRY_SECONDS = 2
 
@@ -64,13 +65,15 @@ def handle_problems(app: FastAPI) -> None:
 
     async def on_storage(_request: Request, error: Exception) -> JSONResponse:
         log.warning("request.storage_failed", reason=str(error))
-        why = (
-            "Too much waits to be stored"
-            if isinstance(error, OverloadedError)
-            else "The message store can't be reached"
-        )
+        why = "The message store can't be reached"
+        if isinstance(error, OverloadedError):
+            REFUSED.labels("writes").inc()
+            why = "Too much waits to be stored"
         detail = f"{why}; nothing was stored. Please try again."
         return problem_response(503, detail, {"Retry-After": str(RETRY_SECONDS)})
+
+    async def on_gone(_request: Request, _error: Exception) -> JSONResponse:
+        return problem_response(400, "The connection was closed before the body was whole.")  # nobody reads it
 
     async def on_crash(_request: Request, error: Exception) -> JSONResponse:
         log.error("request.crashed", exc_info=error)
@@ -79,4 +82,5 @@ def handle_problems(app: FastAPI) -> None:
     app.add_exception_handler(HTTPException, on_http)
     app.add_exception_handler(RequestValidationError, on_invalid)
     app.add_exception_handler(StorageError, on_storage)
+    app.add_exception_handler(ClientDisconnect, on_gone)
     app.add_exception_handler(Exception, on_crash)
