@@ -74,7 +74,10 @@ async def test_more_conversations_than_places_are_all_answered(database: str, re
 
 
 async def test_a_full_replica_lets_another_one_answer(database: str, redis_url: str) -> None:
-    async with replicas(database, redis_url, 2, MAX_TURNS="1") as (full, free), AsyncExitStack() as stack:
+    async with (
+        replicas(database, redis_url, 2, MAX_TURNS="1", CHAT_BRIDGE_DRAIN_SECONDS="0") as (full, free),
+        AsyncExitStack() as stack,
+    ):
         busy = [await stack.enter_async_context(visiting(full.url)) for _ in range(2)]
         for chat in busy:
             await chat.send(ENDLESS)
