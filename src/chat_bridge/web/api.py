@@ -32,8 +32,8 @@ Moment = Annotated[AwareDatetime, AfterValidator(_in_utc)]
 SessionPath = Annotated[UUID, Path(description="The session's id.")]
 
 
-class SessionView(BaseModel):
-    """One stretch of a conversation."""
+class ActiveSession(BaseModel):
+    """The session that a conversation is in now: what of it stays the same as long as it is active."""
 
     id: UUID
     conversation_id: UUID
@@ -42,11 +42,16 @@ class SessionView(BaseModel):
     conversation: str
     thread: str
     user_id: str | None
-    status: Literal["active", "closed", "archived"]
     mode: Literal["agent", "human"]
     created_at: datetime
-    last_activity: datetime
     parent_session_id: UUID | None
+
+
+class SessionView(ActiveSession):
+    """One stretch of a conversation."""
+
+    status: Literal["active", "closed", "archived"]
+    last_activity: datetime
     message_count: int
     pending_since: datetime | None
     metadata: dict[str, Any]
@@ -70,21 +75,6 @@ class SessionView(BaseModel):
             pending_since=session.pending_since,
             metadata=dict(session.metadata),
         )
-
-
-class ActiveSession(BaseModel):
-    """The session that a conversation is in now: what of it stays the same as long as it is active."""
-
-    id: UUID
-    conversation_id: UUID
-    platform: str
-    account: str
-    conversation: str
-    thread: str
-    user_id: str | None
-    mode: Literal["agent", "human"]
-    created_at: datetime
-    parent_session_id: UUID | None
 
 
 class SessionPage(BaseModel):
@@ -146,7 +136,7 @@ async def look_up(
     session = await sessions.look_up(used.store.database, used.hot, address)
     if session is None:
         raise Problem(404, "This conversation has no active session; its next message opens one.")
-    return ActiveSession.model_validate(SessionView.of(session).model_dump(include=set(ActiveSession.model_fields)))
+    return ActiveSession(**SessionView.of(session).model_dump(include=set(ActiveSession.model_fields)))
 
 
 @router.get("/{session_id}", responses=problem_responses(404), summary="Read a session")
