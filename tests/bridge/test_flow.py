@@ -246,6 +246,6 @@ async def test_a_first_message_waits_for_more_of_them(database: str) -> None:
             "select started_at, finished_at, outcome, error, turns.conversation_id, owner from turns "
             "join sessions on sessions.id = session_id where platform_conversation_id = any($1) order by started_at"
         )
-        while None in (first := await rows(database, query, [ann.conversation, bob.conversation]))[-1].values():
+        while (first := await rows(database, query, [ann.conversation, bob.conversation]))[-1]["finished_at"] is None:
             await asyncio.sleep(0.02)
     assert first[0]["finished_at"] <= first[1]["started_at"], first

@@ -19,7 +19,7 @@ def running(*seqs: int, is_command: bool = False) -> Running:
         )
         for seq in seqs
     ]
-    return Running(Turn(TurnId(uuid4()), CHAT.id, SessionId(uuid4()), CHAT, "ada", messages, {}))
+    return Running(Turn(TurnId(uuid4()), CHAT.id, SessionId(uuid4()), CHAT, "ada", messages, {}), 0.0)
 
 
 @pytest.mark.parametrize(

@@ -1,15 +1,18 @@
 """Several processes on one PostgreSQL and one Redis, and what becomes of the work of one that dies."""
 
 import asyncio
+import signal
 from collections.abc import AsyncGenerator
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
 import aiohttp
 
+from chat_bridge.storage.redis import RESYNC, Event, Hot
 from chat_bridge.storage.turns import MOST_LOST_TURNS
 from tests.bridge import SECRET, BridgeProcess, Chat, running_bridge, visiting
 from tests.observe import begun, call, messages_in, outcomes, replies, rows, run_command, statuses
+from tests.storage.dialogue import CHAT
 
 ENDLESS = "word " * 1000  # half a minute
 
@@ -91,6 +94,27 @@ async def test_a_full_replica_lets_another_one_answer(database: str, redis_url: 
             chat.conversation,
         )
         assert owner["owner"].endswith(f":{free.pid}")
+
+
+async def test_a_replica_that_stops_passes_its_conversations_on(database: str, redis_url: str) -> None:
+    told: asyncio.Queue[Event] = asyncio.Queue()
+    async with Hot.open(redis_url) as other, other.watch(CHAT.id) as events:
+        other.handle_control(told.put)
+        assert await anext(events) == RESYNC  # from now on it hears
+        async with (
+            replicas(database, redis_url, 1, CHAT_BRIDGE_DRAIN_SECONDS="0") as (bridge,),
+            visiting(bridge.url) as chat,
+        ):
+            await chat.send(ENDLESS)
+            await begun(chat)
+            assert await bridge.stop(signal.SIGTERM) == 0
+        (turn,) = await rows(database, "select conversation_id from turns")
+        end = {"type": "end"}
+        await other.control(end)
+        heard = [await told.get()]
+        while heard[-1] != end:
+            heard.append(await told.get())
+    assert {"type": "wake", "conversation": str(turn["conversation_id"]), "platform": "webchat"} in heard
 
 
 async def test_one_replica_sweeps_and_another_takes_over(database: str, redis_url: str) -> None:

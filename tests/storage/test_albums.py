@@ -104,7 +104,7 @@ async def test_the_parts_of_an_album_at_once_in_several_processes(any_database: 
             assert len({receipt.message_id for receipt in receipts}) == 1
             (message,) = (await claimed(stores[0])).messages
             assert sorted(names(message)) == sorted(keys)
-            await turns.recover(stores[0].database, all_owners=True)
+            await turns.recover(stores[0].database, HERE, all_owners=True)
             await answer_all(stores[0])
     await assert_consistent(any_database)
 

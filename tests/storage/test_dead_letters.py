@@ -6,7 +6,7 @@ from uuid import UUID
 import asyncpg
 
 from chat_bridge.model import Address, BusyPolicy, MessageId, TurnOutcome, new_message_id
-from chat_bridge.storage import dead_letters, outbox, turns
+from chat_bridge.storage import dead_letters, outbox, sessions, turns
 from chat_bridge.storage.dead_letters import NEWEST, DeadLetter
 from chat_bridge.storage.outbox import MOST_FAILURES, Delivery, DeliveryResult
 from chat_bridge.storage.store import Store
@@ -55,7 +55,7 @@ async def letters(store: Store) -> list[tuple[str, MessageId, int, str]]:
 async def lose_turn(store: Store, connection: asyncpg.Connection) -> list[SetAside]:
     """The worker of every running turn dies; what the sweep makes of it."""
     await connection.execute("update turns set lease_until = now() - interval '1 s' where status = 'running'")
-    lost = await turns.recover(store.database)
+    lost = await turns.recover(store.database, HERE)
     assert lost
     return list(await turns.set_aside(store.database, lost))
 
@@ -115,7 +115,7 @@ async def test_a_dead_reply_is_sent_again_with_its_key(any_database: str) -> Non
 
 
 async def test_dead_replies_of_one_conversation_go_one_after_another(any_database: str) -> None:
-    async with opened(any_database) as store:
+    async with opened(any_database) as store, looking(any_database) as connection:
         dead = [await dead_reply(store) for _ in range(2)]
         between = await replied(store)
         assert between is not None
@@ -124,8 +124,11 @@ async def test_dead_replies_of_one_conversation_go_one_after_another(any_databas
         for each in reversed(dead):
             assert await dead_letters.retry(store, each.message_id)
         order: list[MessageId] = []
-        while due := await outbox.due_deliveries(store.database, HERE, []):
-            (one,) = due
+        while len(order) < len(dead):
+            await make_due(connection)
+            (one,) = await outbox.due_deliveries(store.database, HERE, [])
+            await connection.execute("update deliveries set next_attempt_at = now() where status = 'pending'")
+            assert await outbox.due_deliveries(store.database, HERE, []) == [], "while one is on its way"
             following: Delivery | None = one
             while following is not None:
                 order.append(following.message_id)
@@ -155,6 +158,18 @@ async def test_a_failed_message_is_answered_after_all_at_the_end_of_its_conversa
         assert turn.messages[0].metadata["replay_of"] == str(failed)
         assert await store.complete(ending(turn)) is not None
         assert not await dead_letters.retry(store, failed), "it was tried again already"
+    await assert_consistent(any_database)
+
+
+async def test_a_replay_is_never_too_much(any_database: str) -> None:
+    async with opened(any_database) as store:
+        failed = await failed_message(store)
+        waiting = await store.receive(said("another"))
+        await sessions.set_busy_policy(store.database, waiting.session_id, BusyPolicy.REJECT)
+        await store.receive(said("too much"))
+        assert (await statuses(store))["too much"] == "skipped"
+        assert await dead_letters.retry(store, failed)
+        assert texts(await claimed(store)) == ["another", "hello"]
     await assert_consistent(any_database)
 
 
@@ -309,7 +324,7 @@ async def test_a_process_that_dies_before_it_sets_aside_costs_one_more_turn(any_
         for _ in range(3):
             await claimed(store)
             await connection.execute("update turns set lease_until = now() - interval '1 s' where status = 'running'")
-            await turns.recover(store.database)
+            await turns.recover(store.database, HERE)
         assert texts(await claimed(store)) == ["poison"]
         assert len(await lose_turn(store, connection)) == 1
     await assert_consistent(any_database)
@@ -323,7 +338,7 @@ async def test_in_a_closed_session_nothing_is_set_aside(any_database: str) -> No
             await lose_turn(store, connection)
         turn = await claimed(store)
         await connection.execute("update turns set lease_until = now() - interval '1 s' where status = 'running'")
-        lost = await turns.recover(store.database)
+        lost = await turns.recover(store.database, HERE)
         await connection.execute(
             "update sessions set status = 'closed', pending_since = null, answered_seq = last_inbound_seq"
         )

@@ -398,7 +398,7 @@ class Bridge(RuleBasedStateMachine):
     def recover(self) -> None:
         """By two at once: each lost turn is found by one of them."""
         databases = [store.database for store in self.world.stores[:2]]
-        found = self.run(together(turns.recover(database) for database in databases))
+        found = self.run(together(turns.recover(database, [(PLATFORM, ACCOUNT)]) for database in databases))
         lost = [(conversation, held) for conversation, held in self.held(running=True) if held.expired]
         expected = sorted((conversation.address.id, held.turn.id) for conversation, held in lost)
         assert sorted(pair for each in found for pair in each) == expected
@@ -558,7 +558,7 @@ def test_whatever_happens_database_and_model_say_the_same(world: World) -> None:
         ("complete", " and t.finished_at is null", ""),
         ("renew", "where t.finished_at is null", ""),
         ("set_aside", "and t.first_seq <= m.seq", "and false"),
-        ("recover", "lease_until < clock_timestamp() or", "true or"),
+        ("recover", "t.lease_until < clock_timestamp() or", "true or"),
         ("due_deliveries", "when d.status = 'sending' and s.platform", "when false and s.platform"),
     ],
 )

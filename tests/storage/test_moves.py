@@ -280,11 +280,11 @@ async def test_moves_while_everything_happens_lose_nothing(database: str) -> Non
                 *(messages.edit(stores[1].database, event) for event in edits),
                 *(stores[n % 3].receive(said(f"{n}", to=chance.choice([old, new]))) for n in range(20)),
                 *(stores[n].claim(wish(old)) for n in range(3)),
-                turns.recover(stores[0].database, all_owners=True),
+                turns.recover(stores[0].database, HERE, all_owners=True),
             ]
             chance.shuffle(work)
             await asyncio.gather(*work)
-            await turns.recover(stores[0].database, all_owners=True)
+            await turns.recover(stores[0].database, HERE, all_owners=True)
             await sessions.move(stores[0].database, old, new)
             for place in (old, new):
                 await answer_all(stores[0], place)

@@ -158,7 +158,7 @@ STATEMENTS: dict[str, list[object]] = {
     "say": [CHAT.id, SESSION, new_message_id(), "text", None, 1],
     "renew": [[CHAT.id], [UUID(int=7)], timedelta(seconds=30)],
     "supersede": [CHAT.id, None, "reason"],
-    "recover": [False],
+    "recover": [False, ["webchat"], ["main"]],
     "find_pending": [100, ["webchat"], ["main"]],
     "lock_lost": [[CHAT.id], [UUID(int=7)]],
     "set_aside": [[CHAT.id], [UUID(int=7)], 3],

@@ -8,7 +8,8 @@ import pytest
 import redis.asyncio
 
 from chat_bridge.model import ConversationId, new_session_id, new_turn_id
-from chat_bridge.storage.redis import CONTROL, Event, Hot, SlowReaderError
+from chat_bridge.storage import redis_connect
+from chat_bridge.storage.redis import CONTROL, RESYNC, Event, Hot, SlowReaderError
 from tests.redis_servers import RedisServer, own_server
 from tests.storage.dialogue import CHAT, chat
 
@@ -199,6 +200,22 @@ async def test_readers_are_told_even_if_redis_was_away_for_a_moment_only(server:
         async with redis.asyncio.from_url(server.url) as admin:
             await admin.client_kill_filter(_type="pubsub")
         assert "resync" in await heard(hot, CHAT.id, events)
+
+
+async def test_a_server_that_freezes_is_noticed_and_readers_are_told_when_it_goes_on(
+    server: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(redis_connect, "SILENT_SECONDS", 0.1)
+    await server.start()
+    async with Hot.open(server.url) as hot, hot.watch(CHAT.id) as events:
+        await heard(hot, CHAT.id, events)
+        server.pause()
+        while hot.reachable:  # though nobody asks it anything
+            await asyncio.sleep(0.01)
+        server.go_on()
+        while await anext(events) != RESYNC:
+            pass
+        assert hot.reachable
 
 
 async def test_a_wrong_address_is_no_error() -> None:

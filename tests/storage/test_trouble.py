@@ -171,6 +171,23 @@ async def test_a_server_that_is_silent(server: OwnServer, monkeypatch: pytest.Mo
         await received_at_last(store)
 
 
+async def test_a_statement_for_a_frozen_server_can_be_cancelled(
+    server: OwnServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(QUERIES, "sleep", "select pg_sleep(10)")
+    async with opened(server.dsn("postgres"), pool_size=1) as store:
+        asking = asyncio.create_task(store.database.fetch("sleep"))
+        running = "select from pg_stat_activity where state = 'active' and query = 'select pg_sleep(10)'"
+        while not await rows(server.dsn("postgres"), running):
+            await asyncio.sleep(0.01)
+        with server.frozen():
+            asking.cancel()
+            async with asyncio.timeout(10):
+                await asyncio.wait([asking])
+        assert asking.cancelled()
+        await store.receive(said())
+
+
 async def test_a_primary_that_is_read_only_for_a_while(server: OwnServer) -> None:
     async with connected(server.dsn("postgres")) as admin, opened(server.dsn("postgres")) as store:
         await store.receive(said())
@@ -238,6 +255,19 @@ async def test_a_silent_first_host_is_passed_over(server: OwnServer, monkeypatch
         silent.accept()[0].close()
         with pytest.raises(BlockingIOError):  # the second time it was not even asked
             silent.accept()
+
+
+async def test_a_first_host_that_hangs_up_is_passed_over(server: OwnServer) -> None:
+    async def hang_up(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read(1)
+        writer.close()
+
+    async with await asyncio.start_server(hang_up, "127.0.0.1", 0) as broken:
+        hosts = f"127.0.0.1:{broken.sockets[0].getsockname()[1]},{server.host}"
+        connector = Connector(f"postgresql://chat_bridge:p%40ss@{hosts}/postgres?sslmode=disable")
+        connection = await connector.connect()
+        assert await connection.fetchval("select 1") == 1
+        await connection.close()
 
 
 async def test_no_host_at_all() -> None:

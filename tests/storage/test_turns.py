@@ -356,7 +356,7 @@ async def test_noting_and_ending_and_renewing_at_once_never_deadlocks(database: 
                 one.complete(ending(turn, session_metadata={"preview": None})),
                 *(turns.note(store.database, turn, {"preview": "shown"}) for store in (one, other)),
                 turns.renew(other.database, [turn], 30),
-                turns.recover(other.database),
+                turns.recover(other.database, HERE),
             )
             assert await preview(one) is None
     assert await deadlocks(database) == 0
@@ -383,10 +383,10 @@ async def test_a_worker_without_lease_is_replaced_and_can_change_nothing(any_dat
     async with opened_often(any_database, 2) as (slow, quick), looking(any_database) as connection:
         await slow.receive(said("hello"))
         lost = await claimed(slow)
-        assert await turns.recover(quick.database) == []
+        assert await turns.recover(quick.database, HERE) == []
         await connection.execute("update turns set lease_until = now() - interval '1 second'")
-        assert await turns.recover(quick.database) == [(CHAT.id, lost.id)]
-        assert await turns.recover(quick.database) == []
+        assert await turns.recover(quick.database, HERE) == [(CHAT.id, lost.id)]
+        assert await turns.recover(quick.database, HERE) == []
         assert await slow.complete(ending(lost, "stale")) is None
         turn = await claimed(quick)
         assert texts(turn) == ["hello"]
@@ -404,7 +404,21 @@ async def test_a_process_that_is_alone_recovers_everything(database: str) -> Non
         for number in range(3):
             await store.receive(said(to=chat(number)))
             held.add((chat(number).id, (await claimed(store, chat(number))).id))
-        assert set(await turns.recover(store.database, all_owners=True)) == held
+        assert set(await turns.recover(store.database, HERE, all_owners=True)) == held
+
+
+async def test_only_turns_of_the_given_accounts_are_recovered(any_database: str) -> None:
+    places = [replace(CHAT, platform=platform, account=account) for platform, account in ACCOUNTS]
+    async with opened(any_database) as store, looking(any_database) as connection:
+        held: list[tuple[ConversationId, TurnId]] = []
+        for place in places:
+            await store.receive(said(to=place))
+            held.append((place.id, (await claimed(store, place)).id))
+        await connection.execute("update turns set lease_until = now() - interval '1 second'")
+        assert await turns.recover(store.database, []) == []
+        assert await turns.recover(store.database, ACCOUNTS[1:2]) == held[1:2]
+        assert await turns.recover(store.database, ACCOUNTS[:1], all_owners=True) == held[:1]
+        assert await connection.fetchval("select count(*) from turns where status = 'running'") == 2
 
 
 async def test_a_renewed_lease_holds_and_a_lost_one_is_told(any_database: str) -> None:
@@ -416,7 +430,7 @@ async def test_a_renewed_lease_holds_and_a_lost_one_is_told(any_database: str) -
         await turns.supersede(store.database, chat(1).id, "taken away")
         await connection.execute("update turns set lease_until = now() - interval '1 second'")
         assert await turns.renew(store.database, held, 30) == {held[0].id, held[2].id}
-        assert await turns.recover(store.database) == []
+        assert await turns.recover(store.database, HERE) == []
 
 
 async def test_pending_conversations_are_found_longest_waiting_first(any_database: str) -> None:
@@ -499,7 +513,7 @@ async def test_no_deadlock_and_no_contradiction_when_everything_happens_at_once(
         for round_ in range(4):
             chance = random.Random(round_)
             await asyncio.gather(*(busy(stores[n % 3], chance) for n in range(200)))
-        await turns.recover(stores[0].database, all_owners=True)
+        await turns.recover(stores[0].database, HERE, all_owners=True)
         for address in CONVERSATIONS:
             await answer_all(stores[0], address)
             assert "pending" not in (await statuses(stores[0], address)).values()
@@ -550,7 +564,7 @@ async def test_renewing_and_ending_many_turns_at_once_never_deadlocks(database: 
                 turns.complete(store.database, endings),
                 turns.renew(store.database, held, 30),
                 turns.renew(store.database, held[::-1], 30),
-                turns.recover(store.database),
+                turns.recover(store.database, HERE),
                 *(store.claim(wish(each)) for each in CONVERSATIONS),
             )
             assert Counter(each is None for each in done) == {False: 20}

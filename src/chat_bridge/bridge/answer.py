@@ -8,6 +8,7 @@ from contextlib import aclosing, asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
+from chat_bridge import tracing
 from chat_bridge.agents.contract import (
     Agent,
     AgentError,
@@ -31,7 +32,14 @@ from chat_bridge.storage.outbox import Delivery
 from chat_bridge.storage.redis import Hot
 from chat_bridge.storage.store import Store
 from chat_bridge.storage.turns import Completed, Completion
-from chat_bridge.telemetry import FIRST_TEXT_SECONDS, TURN_SECONDS, TURNS, log
+from chat_bridge.telemetry import (
+    AGENT_FIRST_TEXT_SECONDS,
+    AGENT_SECONDS,
+    FIRST_TEXT_SECONDS,
+    TURN_SECONDS,
+    TURNS,
+    log,
+)
 from chat_bridge.texts import Texts
 
 COMPLETE_RETRY_SECONDS = 0.5
@@ -79,13 +87,21 @@ class Answerer:
 
     async def answer(self, running: Running) -> None:
         """Answer a turn to its end. Whatever the agent does, the turn gets a final state and the user a text."""
+        turn = running.turn
+        came = [message.metadata for message in turn.messages]
+        with tracing.span(
+            "turn", "consumer", after=came, platform=turn.address.platform, messages=len(came), **_ids(turn)
+        ):
+            await self._answer(running)
+
+    async def _answer(self, running: Running) -> None:
         turn, began = running.turn, time.monotonic()
         draft = Draft(preview=turn.metadata.get("preview"))
         platform = self._platforms[turn.address.platform]
         log.info("turn.claimed", messages=len(turn.messages), **_ids(turn))
         async with _typing(platform, turn):
             if not await self._obey(turn, draft):
-                await running.call(self._ask(turn, draft, platform), f"agent:{turn.id}")
+                await running.call(self._ask(running, draft, platform), f"agent:{turn.id}")
         if running.stopped in ("superseded", "handed_back", "lost"):
             await self._give_back(running, platform)
             return
@@ -93,21 +109,21 @@ class Answerer:
             draft.outcome = TurnOutcome.CANCELLED
         completion = await self._completion(turn, draft, platform)
         untold = completion.text if completion.error_text else None
-        unused = draft.preview
+        unused, asked_at = None, time.monotonic()
         try:
-            completed = await self._complete(completion, draft.new_session)
+            completed = await self._complete(running, completion, draft.new_session)
             if draft.new_session:
                 await self._hot.forget_session(turn.conversation_id)
             self._tell(completion, completed, time.monotonic() - began)
-            if completed is None or completed.seq is not None:
-                unused = None  # it is the next turn's now, or the reply
+            if completed is not None and completed.seq is None:
+                unused = draft.preview  # else it is the next turn's now, or the reply
             if completed is not None and completed.seq is not None:
                 untold = None
-                await self._deliver(completion, completed)
+                await self._deliver(completion, completed, asked_at)
         finally:
             await platform.show_end(turn, completion.outcome, untold, unused)
 
-    async def _deliver(self, completion: Completion, completed: Completed) -> None:
+    async def _deliver(self, completion: Completion, completed: Completed, asked_at: float) -> None:
         if completed.seq is None or completed.send_key is None or completion.message_id is None:
             return
         turn = completion.turn
@@ -123,12 +139,16 @@ class Answerer:
                 completion.text,
                 completion.metadata or {},
                 completion.preview,
+                taken_at=asked_at,
             )
         )
 
     def _tell(self, completion: Completion, completed: Completed | None, seconds: float) -> None:
         TURN_SECONDS.labels(self._agent.name).observe(seconds)
         TURNS.labels(self._agent.name, completion.outcome.value).inc()
+        tracing.note(outcome=completion.outcome)
+        if completion.outcome.turn_status == "failed":
+            tracing.fail(completion.error or completion.outcome.value)
         # Only the operator can mend these.
         ours = completion.outcome in (TurnOutcome.UNAUTHORIZED, TurnOutcome.NOT_FOUND)
         log.log(
@@ -141,7 +161,8 @@ class Answerer:
             **({"reason": completion.error} if completion.error else {}),
         )
 
-    async def _ask(self, turn: Turn, draft: Draft, platform: Platform) -> None:
+    async def _ask(self, running: Running, draft: Draft, platform: Platform) -> None:
+        turn = running.turn
         try:
             request = await self._request(turn)
             if not request.messages and request.decision is None:
@@ -150,7 +171,7 @@ class Answerer:
             if request.decision is not None:
                 # Before the call: a decision that may have been carried out must not be sent again by another turn.
                 await turns.note(self._store.database, turn, {"approval": None})
-            async with asyncio.timeout(self._settings.turn_timeout_seconds), self._showing(platform, turn, draft):
+            async with asyncio.timeout(self._settings.turn_timeout_seconds), self._showing(platform, running, draft):
                 await self._read(request, turn, draft)
         except AgentError as error:
             draft.outcome, draft.error = error.outcome, error.detail
@@ -164,6 +185,11 @@ class Answerer:
             draft.outcome, draft.error = TurnOutcome.ERROR, type(error).__name__
 
     async def _read(self, request: AgentRequest, turn: Turn, draft: Draft) -> None:
+        with tracing.span(f"agent {self._agent.name}", "client"), AGENT_SECONDS.labels(self._agent.name).time():
+            await self._read_all(request, turn, draft)
+
+    async def _read_all(self, request: AgentRequest, turn: Turn, draft: Draft) -> None:
+        called = time.monotonic()
         async with aclosing(self._agent.answer(request)) as events:
             async for event in events:
                 match event:
@@ -173,6 +199,7 @@ class Answerer:
                         if not draft.text:
                             waited = time.time() - turn.messages[0].created_at.timestamp()
                             FIRST_TEXT_SECONDS.labels(self._agent.name).observe(max(0.0, waited))
+                            AGENT_FIRST_TEXT_SECONDS.labels(self._agent.name).observe(time.monotonic() - called)
                         draft.text += event.text
                         draft.changed.set()
                         if len(draft.text) > LONGEST_ANSWER:
@@ -281,21 +308,21 @@ class Answerer:
             error=draft.error,
             agent_request_id=draft.request_id,
             usage=draft.usage,
-            metadata=metadata,
+            metadata=tracing.carried(metadata),
             session_metadata=left or None,
             preview=draft.preview,
         )
 
     @asynccontextmanager
-    async def _showing(self, platform: Platform, turn: Turn, draft: Draft) -> AsyncGenerator[None]:
+    async def _showing(self, platform: Platform, running: Running, draft: Draft) -> AsyncGenerator[None]:
         """Show the answer as it grows: the first text at once, then as often as the platform likes. Reading the agent
         never waits for showing. When the answer is complete, a call under way may end: its message must be known."""
-        ended = asyncio.Event()
+        turn, ended = running.turn, asyncio.Event()
 
         async def show() -> None:
             while True:
                 await draft.changed.wait()
-                if ended.is_set():
+                if ended.is_set() or not running.trusted:  # another process may be showing it by now
                     return
                 draft.changed.clear()
                 shown = await platform.show_partial(turn, draft.text, draft.preview)
@@ -317,10 +344,9 @@ class Answerer:
                 draft.changed.set()
                 await asyncio.wait([showing], timeout=SHOWING_SECONDS)
 
-    async def _complete(self, completion: Completion, new_session: bool) -> Completed | None:
-        """Commit, trying for as long as the lease may last: the answer is paid for. A commit whose answer was lost
-        looks like a lost turn: then the reply tells."""
-        deadline = time.monotonic() + self._settings.lease_seconds
+    async def _complete(self, running: Running, completion: Completion, new_session: bool) -> Completed | None:
+        """Commit, trying for as long as the lease lasts: the answer is paid for. A commit whose answer was lost looks
+        like a lost turn: then the reply tells."""
         tried = False
         while True:
             try:
@@ -330,7 +356,7 @@ class Answerer:
                 return completed
             except StorageError as error:
                 tried = True
-                if time.monotonic() > deadline:
+                if not running.trusted:
                     raise
                 log.warning("turn.not_stored_yet", reason=str(error), **_ids(completion.turn))
                 await asyncio.sleep(COMPLETE_RETRY_SECONDS)
@@ -339,8 +365,9 @@ class Answerer:
         turn = running.turn
         log.info("turn.given_back", reason=running.stopped, **_ids(turn))
         TURNS.labels(self._agent.name, TurnOutcome.SUPERSEDED.value).inc()
-        if running.stopped != "lost":
-            await turns.supersede(self._store.database, turn.conversation_id, running.stopped or "stopped", turn.id)
+        tracing.note(outcome=TurnOutcome.SUPERSEDED, reason=running.stopped)
+        # Also a lost one: the sweep would hold it against its messages that their worker died.
+        await turns.supersede(self._store.database, turn.conversation_id, running.stopped or "stopped", turn.id)
         await platform.show_end(turn, TurnOutcome.SUPERSEDED, None, None)
 
 

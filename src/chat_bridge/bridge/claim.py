@@ -1,10 +1,12 @@
 """Claim: one worker a conversation, woken by a message or by the sweep; the row in `turns` decides who may answer."""
 
 import asyncio
+import time
 from collections.abc import Collection, Coroutine, Mapping
 from typing import Any, Literal, Protocol
 from uuid import UUID
 
+from chat_bridge import tracing
 from chat_bridge.bridge.deliver import Deliverer
 from chat_bridge.bridge.resolve import busy_policy
 from chat_bridge.errors import StorageError
@@ -27,7 +29,7 @@ from chat_bridge.storage.outbox import Delivery
 from chat_bridge.storage.redis import Event, Hot
 from chat_bridge.storage.store import Store
 from chat_bridge.storage.turns import Completion, SetAside, Wish
-from chat_bridge.telemetry import TURNS_RUNNING, log
+from chat_bridge.telemetry import TURN_WAIT_SECONDS, TURNS_LOST, TURNS_RUNNING, log
 from chat_bridge.texts import Texts
 
 BACKGROUND_SECONDS = 5.0  # what small things beside the turns may still take when the process stops
@@ -37,12 +39,18 @@ StopReason = Literal["cancelled", "superseded", "lost", "handed_back"]
 
 
 class Running:
-    """A turn that this process is answering, and the way to stop it."""
+    """A turn that this process is answering, and the way to stop it. At `trusted_until` (of `time.monotonic`) another
+    process may have it, unless the lease is renewed."""
 
-    def __init__(self, turn: Turn) -> None:
+    def __init__(self, turn: Turn, trusted_until: float) -> None:
         self.turn = turn
+        self.trusted_until = trusted_until
         self.stopped: StopReason | None = None
         self._call: asyncio.Task[None] | None = None
+
+    @property
+    def trusted(self) -> bool:
+        return time.monotonic() < self.trusted_until
 
     def stop(self, reason: StopReason) -> None:
         """Cancel the agent's call; the worker then ends the turn in the way the first reason asks for."""
@@ -165,13 +173,16 @@ class Workers:
 
     async def _say(self, address: Address, session: SessionId, name: str, metadata: Json) -> None:
         text = self._texts.say(name)
+        metadata = tracing.carried(metadata)
         parts = len(self._platforms[address.platform].render(text))
+        asked_at = time.monotonic()
         said = await sessions.say(self._store.database, address.id, session, text, metadata, parts)
         if said is None:
             return
         message, seq, key = said
         if key is not None:
-            await self._deliverer.deliver(Delivery(address.id, seq, 1, 1, key, message, address, text, metadata))
+            delivery = Delivery(address.id, seq, 1, 1, key, message, address, text, metadata, taken_at=asked_at)
+            await self._deliverer.deliver(delivery)
 
     def spawn(self, work: Coroutine[None, None, None], name: str) -> None:
         """Run something small beside the caller. What it fails to do, the sweep does."""
@@ -188,26 +199,32 @@ class Workers:
     async def renew_leases(self) -> None:
         """Renew the leases of all turns of this process, three times a lease, for ever. A turn that is no longer ours,
         or whose lease may have run out while the database was away, is stopped."""
-        loop = asyncio.get_running_loop()
-        trusted_until = loop.time() + self._settings.lease_seconds
+        lease = self._settings.lease_seconds
+        trusted_until = time.monotonic() + lease
+        pause = lease / 3
         while True:
-            await asyncio.sleep(self._settings.lease_seconds / 3)
+            await asyncio.sleep(pause)
+            pause = lease / 3
             held = list(self._running.values())
-            asked_at = loop.time()
+            asked_at = time.monotonic()
             ours: set[TurnId] = set()
             try:
                 if held:
-                    async with asyncio.timeout_at(trusted_until):
-                        ours = await turns.renew(
-                            self._store.database, [running.turn for running in held], self._settings.lease_seconds
-                        )
-                trusted_until = asked_at + self._settings.lease_seconds
+                    # So that there is time for another try, on another connection.
+                    async with asyncio.timeout(lease / 4):
+                        ours = await turns.renew(self._store.database, [running.turn for running in held], lease)
+                trusted_until = asked_at + lease
+                for running in held:
+                    if running.turn.id in ours:
+                        running.trusted_until = trusted_until
             except (StorageError, TimeoutError) as error:
                 log.warning("lease.renewal_failed", turns=len(held), reason=str(error) or "no answer in time")
-                if loop.time() < trusted_until:
+                pause = lease / 12
+                if time.monotonic() < trusted_until:
                     continue
             for running in held:
                 if running.turn.id not in ours and self._running.get(running.turn.conversation_id) is running:
+                    TURNS_LOST.inc()
                     log.warning("turn.lost", turn=str(running.turn.id), conversation=str(running.turn.conversation_id))
                     running.stop("lost")
 
@@ -257,6 +274,7 @@ class Workers:
             log.exception("worker.crashed", conversation=str(conversation))
         finally:
             del self._workers[conversation]
+            self._rescued.discard(conversation)
             self._stops.pop(conversation, None)
             if conversation in self._again:
                 self._again.discard(conversation)
@@ -279,11 +297,10 @@ class Workers:
                     await self._coalesce(platform)
                 knocked = await self._hot.release(conversation)
         finally:
-            if knocked:  # the worker failed, or the process stops
-                if await self._hot.release(conversation):
-                    await self._hot.release(conversation)
-                if self._closing:
-                    await self._pass_on(conversation, platform.capabilities.name)
+            while knocked:  # the worker failed, or the process stops
+                knocked = await self._hot.release(conversation)
+            if self._closing:
+                await self._pass_on(conversation, platform.capabilities.name)
 
     @property
     def _has_room(self) -> bool:
@@ -310,15 +327,19 @@ class Workers:
     async def _take_turn(self, conversation: ConversationId, platform: Platform) -> bool:
         self._again.discard(conversation)
         policy = busy_policy(self._settings, platform.capabilities)
+        trusted_until = time.monotonic() + self._settings.lease_seconds
         turn = await self._store.claim(Wish(conversation, self._agent_name, policy))
         if turn is None:
             return False
-        running = Running(turn)
+        running = Running(turn, trusted_until)
         self._running[conversation] = running
         if self._closing:
             running.stop("handed_back")
         for stop in self._stops.pop(conversation, ()):
             running.stop_if(*stop)
+        TURN_WAIT_SECONDS.labels(self._agent_name).observe(
+            max(0.0, time.time() - turn.messages[0].created_at.timestamp())
+        )
         TURNS_RUNNING.inc()
         try:
             await self._answers.answer(running)

@@ -3,9 +3,12 @@
 import asyncio
 import time
 from collections.abc import Coroutine, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
 
+from chat_bridge import tracing
 from chat_bridge.backoff import backoff
+from chat_bridge.errors import StorageError
 from chat_bridge.model import ConversationId
 from chat_bridge.platforms.contract import (
     Button,
@@ -24,17 +27,18 @@ from chat_bridge.storage import outbox, sessions
 from chat_bridge.storage.outbox import Delivery, DeliveryResult
 from chat_bridge.storage.redis import Hot
 from chat_bridge.storage.store import Store
-from chat_bridge.telemetry import DELIVERIES, log
+from chat_bridge.telemetry import DELIVERIES, SEND_SECONDS, log
 
 FIRST_RETRY_SECONDS = 1.0
 LONGEST_RETRY_SECONDS = 900.0
 LONGEST_WAIT_SECONDS = 86400.0
 REFUSED_US_SECONDS = 60.0
 RETRY_FACTOR = 4.0  # eight tries then take about half an hour
-SEND_SECONDS = 25.0  # less than the 30 seconds after which others take the sender for dead
+LONGEST_SEND_SECONDS = 20.0
 SOON_SECONDS = 10.0  # a retry within this time need not wait for the sweep
 MOVED_SECONDS = 1.0
 STOP_SECONDS = 5.0  # what a send may still take when the process stops
+RECORD_RETRY_SECONDS = 0.5
 MOST_AT_ONCE = 100
 LONG_TEXT = 20_000  # characters; a longer one is rendered beside the event loop
 
@@ -73,10 +77,11 @@ class Deliverer:
             if delivery.message_id != message:
                 message = delivery.message_id
                 parts = await rendered(self._platforms[delivery.address.platform], delivery.text)
-            answer = await self._try(delivery, parts)
-            result = self._result(delivery, answer)
-            following = await self._store.finish_delivery(result)
-            self._tell(result)
+            with self._span(delivery):
+                answer = await self._try(delivery, parts)
+                result = self._result(delivery, answer)
+                following = await self._record(result)
+                self._tell(result)
             if isinstance(answer, Moved):
                 await self._move(delivery, answer.conversation)
             elif result.status == "pending" and result.retry_seconds <= SOON_SECONDS:
@@ -88,7 +93,8 @@ class Deliverer:
 
     def hold(self, platform: str, account: str, seconds: float) -> None:
         """The platform wants this account to wait: send nothing for it meanwhile."""
-        self._held_until[platform, account] = time.monotonic() + seconds
+        until = max(time.monotonic() + seconds, self._held_until.get((platform, account), 0.0))
+        self._held_until[platform, account] = until
 
     async def aclose(self) -> None:
         """Stop: what is being sent may end, the rest stays in the outbox."""
@@ -137,18 +143,33 @@ class Deliverer:
         tasks.add(task)
         task.add_done_callback(ended)
 
+    def _span(self, delivery: Delivery) -> AbstractContextManager[None]:
+        return tracing.span(
+            f"deliver {delivery.address.platform}",
+            "producer",
+            after=[delivery.metadata],
+            message=delivery.message_id,
+            conversation=delivery.conversation_id,
+            part=delivery.part,
+            attempt=delivery.attempt,
+        )
+
     async def _try(self, delivery: Delivery, parts: Sequence[Rendered]) -> SendResult:
         platform = self._platforms[delivery.address.platform]
         if delivery.part > len(parts):
             return Refused("the reply now splits into fewer parts")
         account = (delivery.address.platform, delivery.address.account)
+        if time.monotonic() + LONGEST_SEND_SECONDS > delivery.taken_at + outbox.TAKEN_SECONDS:
+            # We were paused, or the database was slow: another process may be about to take it.
+            return RetryAfter(0.0, "it was taken too long ago")
         if (wait := self._held_until.get(account, 0.0) - time.monotonic()) > 0:
             return RetryAfter(wait, "the platform wants this account to wait")
         try:
-            async with asyncio.timeout(SEND_SECONDS):
-                answer = await platform.send(_part(delivery, parts))
+            with SEND_SECONDS.labels(delivery.address.platform).time():
+                async with asyncio.timeout(LONGEST_SEND_SECONDS):
+                    answer = await platform.send(_part(delivery, parts))
         except TimeoutError:
-            answer = RetryLater(f"no answer within {SEND_SECONDS:g} s", maybe_sent=True)
+            answer = RetryLater(f"no answer within {LONGEST_SEND_SECONDS:g} s", maybe_sent=True)
         except Exception as error:  # noqa: BLE001 - whatever an adapter does, its delivery gets a result
             log.exception("platform.crashed", platform=delivery.address.platform)
             answer = RetryLater(f"the adapter failed: {type(error).__name__}", maybe_sent=True)
@@ -159,6 +180,18 @@ class Deliverer:
                 self.hold(*account, answer.seconds)
                 await self._hot.control({"type": "hold", "account": account, "seconds": answer.seconds})
         return answer
+
+    async def _record(self, result: DeliveryResult) -> Delivery | None:
+        """Store what the platform said, trying for as long as nobody else takes the delivery: what was sent must not
+        count as unknown."""
+        while True:
+            try:
+                return await self._store.finish_delivery(result)
+            except StorageError as error:
+                if time.monotonic() > result.delivery.taken_at + outbox.TAKEN_SECONDS:
+                    raise
+                log.warning("delivery.not_stored_yet", message=str(result.delivery.message_id), reason=str(error))
+                await asyncio.sleep(RECORD_RETRY_SECONDS)
 
     def _result(self, delivery: Delivery, answer: SendResult) -> DeliveryResult:
         result = self._meaning(delivery, answer)
@@ -202,6 +235,9 @@ class Deliverer:
     def _tell(self, result: DeliveryResult) -> None:
         delivery = result.delivery
         DELIVERIES.labels(delivery.address.platform, result.status).inc()
+        tracing.note(status=result.status)
+        if result.status != "sent":
+            tracing.fail(result.error or result.status)
         log.info(
             "reply.delivered" if result.status == "sent" else "reply.not_delivered",
             status=result.status,

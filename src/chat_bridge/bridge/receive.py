@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
+from chat_bridge import tracing
 from chat_bridge.bridge.claim import Workers
 from chat_bridge.bridge.resolve import Access, resolve
 from chat_bridge.model import Address, BusyPolicy, ConversationId, EventKind, InboundEvent, Receipt, ReceiveStatus, Seq
@@ -13,7 +14,7 @@ from chat_bridge.storage import messages, sessions
 from chat_bridge.storage.messages import Arrival
 from chat_bridge.storage.redis import Hot
 from chat_bridge.storage.store import Store
-from chat_bridge.telemetry import MESSAGES, log
+from chat_bridge.telemetry import MESSAGES, RECEIVE_SECONDS, log
 
 MAX_SEQ = 2**63 - 1
 
@@ -59,6 +60,11 @@ class Receiver:
 
     async def receive(self, event: InboundEvent) -> Receipt:
         """Store one event and start what follows from it. Raises StorageError: the sender must try again."""
+        platform = event.address.platform
+        with tracing.span(f"receive {platform}", "consumer", event=event.kind), RECEIVE_SECONDS.labels(platform).time():
+            return await self._receive(replace(event, metadata=tracing.carried(event.metadata)))
+
+    async def _receive(self, event: InboundEvent) -> Receipt:
         if event.moved_from is not None:
             await self._move(event)
         elif event.group and (new := await sessions.moved_to(self._store.database, event.address)) is not None:
@@ -80,6 +86,13 @@ class Receiver:
 
     def _tell(self, event: InboundEvent, receipt: Receipt) -> None:
         MESSAGES.labels(event.address.platform, receipt.status.value).inc()
+        tracing.note(
+            status=receipt.status,
+            reason=receipt.reason,
+            message=receipt.message_id,
+            conversation=receipt.conversation_id,
+            session=receipt.session_id,
+        )
         log.info(
             "message.received",
             status=receipt.status.value,

@@ -1,5 +1,6 @@
 """Deliveries: what the platforms answered, and what is due to be sent again."""
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -9,6 +10,7 @@ from chat_bridge.model import Address, ConversationId, Json, MessageId, Seq
 from chat_bridge.storage.postgres import Database, Record
 from chat_bridge.storage.text import from_jsonb, storable_or_none
 
+TAKEN_SECONDS = 30.0  # as outbox.sql has it
 MOST_FAILURES = 8  # of one delivery, within the 24 hours that `give_up_at` sets: then it is a dead letter
 
 
@@ -17,6 +19,7 @@ class Delivery:
     """One part of a reply that this process may send now. `attempt` fences the record of what came of it; `failures`
     counts the tries before it that failed; `last_try`: the time for trying is over.
 
+    `taken_at`, of `time.monotonic`, is before it was taken: TAKEN_SECONDS later others take the sender for dead.
     `replaces` is the platform's id of the message that showed this part as it grew. `metadata` is the reply's.
     """
 
@@ -32,6 +35,7 @@ class Delivery:
     replaces: str | None = None
     failures: int = 0
     last_try: bool = False
+    taken_at: float = field(default_factory=time.monotonic, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +55,7 @@ class DeliveryResult:
 async def finish_deliveries(database: Database, results: Sequence[DeliveryResult]) -> Sequence[Delivery | None]:
     """Record results in one statement; those of an attempt that another worker has taken over change nothing. After
     one that is final, the conversation's next delivery is the caller's to send."""
+    asked_at = time.monotonic()
     rows = await database.fetch(
         "finish_deliveries",
         *zip(
@@ -72,7 +77,7 @@ async def finish_deliveries(database: Database, results: Sequence[DeliveryResult
             strict=True,
         ),
     )
-    following = {row["conversation_id"]: _delivery(row) for row in rows}
+    following = {row["conversation_id"]: _delivery(row, asked_at) for row in rows}
     return [following.get(result.delivery.conversation_id) for result in results]
 
 
@@ -88,11 +93,12 @@ async def due_deliveries(
     their sender again and again `failed`; they are not returned."""
     platforms, names = [platform for platform, _ in accounts], [account for _, account in accounts]
     arguments = limit, list(repeatable_platforms), conversation, platforms, names, MOST_FAILURES
+    asked_at = time.monotonic()
     rows = await database.fetch("due_deliveries", *arguments)
-    return [_delivery(row) for row in rows if row["status"] == "sending" and row["not_before"] is None]
+    return [_delivery(row, asked_at) for row in rows if row["status"] == "sending" and row["not_before"] is None]
 
 
-def _delivery(row: Record) -> Delivery:
+def _delivery(row: Record, taken_at: float) -> Delivery:
     return Delivery(
         conversation_id=row["conversation_id"],
         seq=row["seq"],
@@ -106,4 +112,5 @@ def _delivery(row: Record) -> Delivery:
         replaces=row["platform_message_id"],
         failures=row["failures"],
         last_try=row["last_try"],
+        taken_at=taken_at,
     )

@@ -2,14 +2,17 @@
 
 import asyncio
 import re
+import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
-from typing import Any, Self, TypeAlias, TypeVar
+from typing import Any, NamedTuple, Self, TypeAlias, TypeVar
 
 import asyncpg
 
 from chat_bridge.errors import StatementRefusedError, StorageError, UnresponsiveError
+from chat_bridge.storage.tls import require_files, tls_trouble
+from chat_bridge.telemetry import log
 
 # The driver ships no types: what comes from it is Any, here and nowhere else.
 Connection: TypeAlias = Any
@@ -20,6 +23,7 @@ T = TypeVar("T")
 CONNECT_SECONDS = 5.0  # all hosts of a DSN together
 ACQUIRE_SECONDS = 5.0  # for a free connection, or a new one
 STATEMENT_SECONDS = 20.0
+WAIT_PAUSE_SECONDS = 1.0
 RACES = 10
 
 
@@ -75,6 +79,8 @@ def database_errors() -> Generator[None]:
 def _translated(error: Exception) -> StorageError:
     if isinstance(error, TimeoutError):
         return UnresponsiveError("PostgreSQL: no answer in time")
+    if isinstance(error, OSError) and (trouble := tls_trouble(error)):
+        return StorageError(f"PostgreSQL: {trouble}")
     # The server's DETAIL and HINT may quote a row: only the message is passed on.
     reason = f"PostgreSQL: {(str(error) or type(error).__name__).splitlines()[0]}"
     return StatementRefusedError(reason) if _ONE_ROW.match(_state(error)) else StorageError(reason)
@@ -101,6 +107,9 @@ async def _leave_clean(connection: Connection) -> None:
         await connection.execute("rollback")
 
 
+_NOT_NOW = (asyncpg.CannotConnectNowError, asyncpg.TargetServerAttributeNotMatched)
+
+
 class Connector:
     """Connects to the first host of a DSN that will have us, beginning with the one that had us last.
 
@@ -109,6 +118,7 @@ class Connector:
     """
 
     def __init__(self, dsn: str) -> None:
+        require_files("DATABASE_URL", dsn, ("sslrootcert", "sslcert", "sslkey", "sslcrl"))
         before, hosts, after = re.split(r"(?<=//)((?:[^@/?#]*@)?[^/?#]*)", dsn, maxsplit=1)
         account, at, names = hosts.rpartition("@")
         self._dsns = [f"{before}{account}{at}{name}{after}" for name in names.split(",")]
@@ -120,13 +130,40 @@ class Connector:
         for dsn in self._dsns:
             try:
                 connection = await asyncpg.connect(dsn, timeout=seconds, **options)
-            except (OSError, asyncpg.CannotConnectNowError, asyncpg.TargetServerAttributeNotMatched) as error:
+            except (OSError, asyncpg.PostgresConnectionError, *_NOT_NOW) as error:
                 problem = error
             else:
                 self._dsns = [dsn, *(other for other in self._dsns if other != dsn)]
                 return connection
         assert problem is not None
         raise problem
+
+
+async def wait_for_server(dsn: str, seconds: float) -> None:
+    """Return when PostgreSQL takes connections, or refuses ours for a reason that time does not mend, or when so many
+    seconds are over: what is wrong then, who needs it will hear."""
+    connector, deadline = Connector(dsn), time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        try:
+            connection = await connector.connect(statement_cache_size=0)
+        except (OSError, asyncpg.CannotConnectNowError) as error:
+            if tls_trouble(error):
+                return
+            log.info("database.waiting", reason=str(error) or type(error).__name__)
+            await asyncio.sleep(WAIT_PAUSE_SECONDS)
+        except asyncpg.PostgresError:
+            return
+        else:
+            await connection.close()
+            return
+
+
+class PoolUse(NamedTuple):
+    """The connections that are open, and how many may be."""
+
+    used: int
+    idle: int
+    limit: int
 
 
 class Database:
@@ -177,6 +214,11 @@ class Database:
         async with self._connection() as connection, connection.transaction():
             yield Transaction(connection)
 
+    def pool_use(self) -> PoolUse:
+        """How much of the pool is in use now."""
+        idle = self._pool.get_idle_size()
+        return PoolUse(self._pool.get_size() - idle, idle, self._pool.get_max_size())
+
     async def ping(self) -> None:
         """One round trip. Raises StorageError."""
         async with self._connection() as connection:
@@ -190,6 +232,9 @@ class Database:
             connection = await self._acquire()
             try:
                 yield connection
+            except asyncio.CancelledError:
+                connection.terminate()  # else its release waits until the server has heard that it is to stop
+                raise
             except (asyncpg.PostgresError, OSError) as error:
                 if isinstance(error, TimeoutError):
                     connection.terminate()  # to ask a silent server to stop would take as long again
@@ -216,3 +261,7 @@ class Transaction:
     async def fetch(self, query: str, *arguments: object) -> Sequence[Record]:
         """Run a named query and give its rows."""
         return await self._connection.fetch(QUERIES[query], *arguments)
+
+    async def copy(self, table: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+        """Append rows to a table with COPY, the fastest way in."""
+        await self._connection.copy_records_to_table(table, columns=columns, records=rows)

@@ -16,7 +16,7 @@ from typing import Any, Self, TypeAlias, TypeVar
 from pydantic import TypeAdapter
 
 from chat_bridge.model import ConversationId, Session, SessionId, TurnId
-from chat_bridge.storage.redis_connect import ANSWER_SECONDS, FAILURES, Client, connected, place_of, subscriber
+from chat_bridge.storage.redis_connect import ANSWER_SECONDS, FAILURES, Client, connected, heard, place_of, subscriber
 from chat_bridge.storage.tls import tls_trouble
 from chat_bridge.telemetry import REDIS_ERRORS, log
 
@@ -355,8 +355,7 @@ class Hot:
                     for queue in readers:
                         _put(queue, RESYNC)
                 while True:
-                    message = await self._subscriptions.get_message(timeout=None)
-                    if message is not None:
+                    if (message := await heard(self._client, self._subscriptions)) is not None:
                         await self._take(message)
             except Exception as error:  # noqa: BLE001 - without this loop no event arrives any more
                 self._failed(error)

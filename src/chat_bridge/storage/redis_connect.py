@@ -14,26 +14,40 @@ from redis.exceptions import RedisClusterException, RedisError
 
 from chat_bridge.errors import SettingsError
 from chat_bridge.settings import RedisPlace, redis_place
+from chat_bridge.storage.tls import require_files, tls_trouble
 
 # redis-py and the in-process Redis share their methods, but no type that says so.
 Client: TypeAlias = Any
 Options: TypeAlias = Mapping[str, Any]
 
 ANSWER_SECONDS = 1.0
+PATIENT_SECONDS = 5.0  # where nobody waits for a message to go on
+SILENT_SECONDS = 5.0
 # What any Redis may raise when it can't be asked.
 FAILURES = (RedisError, RedisClusterException, OSError, TimeoutError)
 
 
 @asynccontextmanager
-async def connected(url: str | None) -> AsyncGenerator[Client]:
-    """A client, which connects when it is used first; it is closed afterwards."""
-    clients = _clients(url)
+async def connected(url: str | None, seconds: float = ANSWER_SECONDS) -> AsyncGenerator[Client]:
+    """A client, which connects when it is used first, and waits so long for each answer; it is closed afterwards."""
+    clients = _clients(url, seconds)
     try:
         yield clients[0]
     finally:
         for client in clients:
             with suppress(*FAILURES):
                 await client.aclose()
+
+
+async def redis_trouble(url: str) -> str | None:
+    """Why this Redis can't be used; None when it answers. Raises SettingsError for a URL that can't work."""
+    require_files("REDIS_URL", url, ("ssl_ca_certs", "ssl_certfile", "ssl_keyfile"))
+    async with connected(url, PATIENT_SECONDS) as client:
+        try:
+            await client.ping()
+        except FAILURES as error:
+            return tls_trouble(error) or "it does not answer: start it, or correct REDIS_URL"
+    return None
 
 
 async def subscriber(client: Client) -> Any:
@@ -45,6 +59,18 @@ async def subscriber(client: Client) -> Any:
     return client.pubsub(node=client.get_random_node())
 
 
+async def heard(client: Client, subscriptions: Any) -> Any:
+    """The next message of a subscription. Raises TimeoutError when its server, asked after a while of silence, does not
+    answer: TCP alone would wait for a frozen one for ever."""
+    if not isinstance(client, (redis.asyncio.Redis, RedisCluster)):
+        return await subscriptions.get_message(timeout=None)  # in the process: there is nothing that could break
+    if (message := await subscriptions.get_message(timeout=SILENT_SECONDS)) is None:
+        await subscriptions.ping()
+        if (message := await subscriptions.get_message(timeout=ANSWER_SECONDS)) is None:
+            raise TimeoutError("the server of the subscription is silent")
+    return message
+
+
 def place_of(client: Client, key: str) -> str:
     """The node of a cluster that has a key: when one fails, that says nothing of the others."""
     with suppress(RedisClusterException):  # the layout is not known yet, or nobody has the key now
@@ -53,20 +79,20 @@ def place_of(client: Client, key: str) -> str:
     return ""
 
 
-def _clients(url: str | None) -> Sequence[Client]:
+def _clients(url: str | None, seconds: float) -> Sequence[Client]:
     """The client, and what else is to be closed with it."""
     if url is None:
         return [_in_process()]
     try:
         place = redis_place(url)
-        options = _options(place)
+        options = _options(place, seconds)
         match place.kind:
             case "cluster":
                 return [_cluster(place, options)]
             case "sentinel":
                 return _sentinel(place, options)
             case _:
-                return [_server(url)]
+                return [_server(url, seconds)]
     except (ValueError, TypeError, RedisClusterException):
         # Their own texts may show the password.
         raise SettingsError(
@@ -74,26 +100,26 @@ def _clients(url: str | None) -> Sequence[Client]:
         ) from None
 
 
-def _timeouts() -> dict[str, Any]:
+def _timeouts(seconds: float) -> dict[str, Any]:
     # No retries: they would hide a break from the listener, which has to call everybody to look at PostgreSQL then; and
     # that of a cluster's pipeline closes the connections to all nodes.
     return {
-        "socket_connect_timeout": ANSWER_SECONDS,
-        "socket_timeout": ANSWER_SECONDS,
+        "socket_connect_timeout": seconds,
+        "socket_timeout": seconds,
         "health_check_interval": 15,
         "retry": Retry(NoBackoff(), 0),
     }
 
 
-def _options(place: RedisPlace) -> dict[str, Any]:
+def _options(place: RedisPlace, seconds: float) -> dict[str, Any]:
     """The login, and the options after the ?, in the words of redis-py."""
     given = dict(cast("Options", parse_url(f"{place.scheme}://{place.login}{place.query}")))
     secure = given.pop("connection_class", None) is SSLConnection
-    return _timeouts() | given | ({"ssl": True} if secure else {})
+    return _timeouts(seconds) | given | ({"ssl": True} if secure else {})
 
 
-def _server(url: str) -> Client:
-    client: Client = cast("Any", redis.asyncio).from_url(url, **_timeouts())
+def _server(url: str, seconds: float) -> Client:
+    client: Client = cast("Any", redis.asyncio).from_url(url, **_timeouts(seconds))
     _try_options(client)
     return client
 

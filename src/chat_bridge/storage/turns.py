@@ -184,10 +184,13 @@ async def supersede(
     return row["id"] if row else None
 
 
-async def recover(database: Database, *, all_owners: bool = False) -> Sequence[tuple[ConversationId, TurnId]]:
-    """Free the messages of turns whose lease ran out; `all_owners`: of every running turn, for a process that knows
-    it is alone. Return these turns; their conversations need a worker."""
-    return [(row["conversation_id"], row["id"]) for row in await database.fetch("recover", all_owners)]
+async def recover(
+    database: Database, accounts: Sequence[tuple[str, str]], *, all_owners: bool = False
+) -> Sequence[tuple[ConversationId, TurnId]]:
+    """Free the messages of turns of these accounts (platform, account) whose lease ran out; `all_owners`: of every
+    running turn, for a process that knows it is alone. Return these turns; their conversations need a worker."""
+    rows = await database.fetch("recover", all_owners, *_columns_of(accounts))
+    return [(row["conversation_id"], row["id"]) for row in rows]
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,6 +224,9 @@ async def find_pending(
 ) -> Sequence[tuple[ConversationId, str]]:
     """Conversations of these accounts (platform, account) that wait and have no turn, longest first, with their
     platform."""
-    platforms, names = [platform for platform, _ in accounts], [account for _, account in accounts]
-    rows = await database.fetch("find_pending", limit, platforms, names)
+    rows = await database.fetch("find_pending", limit, *_columns_of(accounts))
     return [(row["conversation_id"], row["platform"]) for row in rows]
+
+
+def _columns_of(accounts: Sequence[tuple[str, str]]) -> tuple[Sequence[str], Sequence[str]]:
+    return [platform for platform, _ in accounts], [account for _, account in accounts]

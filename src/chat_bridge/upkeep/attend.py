@@ -99,16 +99,20 @@ class Attendance:
         """Renew the lease until it is lost or the polling ends."""
         loop = asyncio.get_running_loop()
         trusted_until = loop.time() + self._lease_seconds
-        while not (await asyncio.wait([polling], timeout=self._lease_seconds / 3))[0]:
+        pause = self._lease_seconds / 3
+        while not (await asyncio.wait([polling], timeout=pause))[0]:
+            pause = self._lease_seconds / 3
             asked_at = loop.time()
             try:
-                async with asyncio.timeout_at(trusted_until):
+                # So that there is time for another try, on another connection.
+                async with asyncio.timeout(self._lease_seconds / 4):
                     if not await leases.take(self._store.database, lease, self._owner, self._lease_seconds):
                         log.warning("poll.lost", lease=lease)
                         return
                 trusted_until = asked_at + self._lease_seconds
             except (StorageError, TimeoutError) as error:
                 log.warning("poll.renewal_failed", lease=lease, reason=str(error) or "no answer in time")
+                pause = self._lease_seconds / 12
                 if loop.time() >= trusted_until:
                     return
 

@@ -66,7 +66,7 @@ class Sweep:
         accounts = await self._ours()
         if not accounts:
             return
-        if lost := await turns.recover(database, all_owners=all_owners):
+        if lost := await turns.recover(database, accounts, all_owners=all_owners):
             RECOVERED.labels("turn").inc(len(lost))
             log.info("sweep.freed_turns", count=len(lost))
             for message in await turns.set_aside(database, lost):

@@ -12,7 +12,7 @@ from (
     where d.status in ('unknown', 'failed') and d.next_attempt_at <= $1
       and (d.next_attempt_at, m.id, d.part) < ($1, $2::uuid, $3::smallint)
       and ($4::text is null or s.platform = $4)
-    order by d.next_attempt_at desc
+    order by d.next_attempt_at desc, m.id desc, d.part desc
     limit $5
   )
   union all
@@ -23,7 +23,7 @@ from (
     join sessions s on s.conversation_id = m.conversation_id and s.id = m.session_id
     where m.status = 'failed' and m.created_at <= $1 and (m.created_at, m.id, 0) < ($1, $2::uuid, $3::integer)
       and ($4::text is null or s.platform = $4) and not coalesce(m.metadata ?| '{purged,replayed_as}', false)
-    order by m.created_at desc
+    order by m.created_at desc, m.id desc
     limit $5
   )
 ) letters

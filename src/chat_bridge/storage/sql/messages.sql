@@ -39,28 +39,38 @@ with input as (
     where s.conversation_id = i.conversation_id and s.status = 'active'
     limit 1
   ) s on true
-), fresh as materialized (
-  select
-    l.*,
-    case
-      when l.status <> 'accepted' or l.content_type = 'command' then null
-      when l.policy = 'reject' and queue.waiting + l.nth_accepted > 1 then 'busy'
-      when queue.waiting + l.nth_accepted > l.queue_cap then 'queue_full'
-    end as refused,
-    count(*) over (partition by l.conversation_id) as arrived
-  from looked l
+), queues as materialized (
+  -- Once for each conversation, not for each of its messages.
+  select d.conversation_id, w.waiting
+  from (
+    select l.conversation_id, l.answered_seq, l.pending_since, max(l.queue_cap) as queue_cap
+    from looked l
+    group by l.conversation_id, l.answered_seq, l.pending_since
+  ) d
   cross join lateral (
     select count(*) as waiting
     from (
       select 1
       from messages m
-      where l.pending_since is not null
-        and m.conversation_id = l.conversation_id and m.seq > l.answered_seq
+      where d.pending_since is not null
+        and m.conversation_id = d.conversation_id and m.seq > d.answered_seq
         and m.direction = 'inbound' and m.status = 'accepted' and m.content_type <> 'command'
-      order by m.seq -- keeps the planner on the primary key, however long the conversation is
-      limit l.queue_cap
+      order by m.seq
+      limit d.queue_cap
     ) w
-  ) queue
+  ) w
+), fresh as materialized (
+  select
+    l.*,
+    case
+      when l.status <> 'accepted' or l.content_type = 'command' then null
+      when l.policy = 'reject' and queue.waiting + l.nth_accepted > 1
+        and not coalesce(l.metadata::jsonb ? 'replay_of', false) then 'busy'
+      when queue.waiting + l.nth_accepted > l.queue_cap then 'queue_full'
+    end as refused,
+    count(*) over (partition by l.conversation_id) as arrived
+  from looked l
+  join queues queue using (conversation_id)
   where l.fresh > 0
 ), grouped as materialized (
   select

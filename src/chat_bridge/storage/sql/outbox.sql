@@ -56,8 +56,8 @@ join sessions s on s.conversation_id = m.conversation_id and s.id = m.session_id
 -- Take deliveries of these accounts ($4, $5) that are due (of all conversations, or of $3), the first of each
 -- conversation: waiting for a retry, or left in `sending` by a worker that died. The latter may have been sent: unless
 -- sending again is safe ($2 lists the platforms where it always is, and a message that is changed may be changed twice)
--- they become `unknown`, for a person to see; one that ended its sender $6 times has failed. One whose predecessor is
--- not final is put off until after that.
+-- they become `unknown`, for a person to see; one that ended its sender $6 times has failed. One that has another before
+-- it is put off until after that.
 with due as materialized (
   select d.conversation_id, d.seq, d.part, s.platform, s.account, s.platform_conversation_id, s.thread,
     m.id, m.content_text, m.metadata, d.status, before.next_attempt_at as not_before,
@@ -72,12 +72,14 @@ with due as materialized (
   join messages m on m.conversation_id = d.conversation_id and m.seq = d.seq
   join sessions s on s.conversation_id = m.conversation_id and s.id = m.session_id
   left join lateral (
-    select b.status, b.next_attempt_at
+    -- Not only the one before it: dead letters that are tried again may lie between others that are sent.
+    select b.next_attempt_at
     from deliveries b
     where b.conversation_id = d.conversation_id and (b.seq, b.part) < (d.seq, d.part)
-    order by b.seq desc, b.part desc
+      and b.status in ('pending', 'sending')
+    order by b.seq, b.part
     limit 1
-  ) before on before.status in ('pending', 'sending')
+  ) before on true
   where d.status in ('pending', 'sending') and d.next_attempt_at <= clock_timestamp()
     and ($3::uuid is null or d.conversation_id = $3)
     and exists (
@@ -88,7 +90,6 @@ with due as materialized (
   limit $1
   for update of d skip locked
 ), first as (
-  -- Dead letters that are tried again may lie between others that are sent: these too go one after another.
   select *
   from (
     select due.*, row_number() over (partition by conversation_id, not_before is null order by seq, part) as nth
@@ -102,7 +103,7 @@ set status = f.becomes,
   attempts = d.attempts + (f.not_before is null)::integer,
   failures = d.failures + (f.left_behind and f.not_before is null)::integer,
   next_attempt_at = case
-    when f.not_before is not null then greatest(f.not_before, clock_timestamp()) + interval '10 seconds'
+    when f.not_before is not null then greatest(f.not_before + interval '10 seconds', clock_timestamp() + interval '1 second')
     when f.becomes = 'sending' then clock_timestamp() + interval '30 seconds'
     else clock_timestamp()
   end

@@ -234,14 +234,20 @@ where conversation_id = $1 and status = 'running' and id = coalesce($2, id)
 returning id;
 
 -- name: recover
--- Turns whose worker let the lease run out (or, with $1, all of them: when no other process can exist).
+-- Turns of these accounts ($2, $3) whose worker let the lease run out (or, with $1, all of them: when no other process
+-- can exist).
 -- A turn that is locked is being renewed or ended. If many were lost at once, the rest is for the next sweep.
 with lost as materialized (
-  select conversation_id, id
-  from turns
-  where status = 'running' and (lease_until < clock_timestamp() or $1)
+  select t.conversation_id, t.id
+  from turns t
+  join sessions s on s.conversation_id = t.conversation_id and s.id = t.session_id
+  where t.status = 'running' and (t.lease_until < clock_timestamp() or $1)
+    and exists (
+      select from unnest($2::text[], $3::text[]) as a (platform, account)
+      where a.platform = s.platform and a.account = s.account
+    )
   limit case when $1 then null else 1000 end
-  for update skip locked
+  for update of t skip locked
 )
 update turns t
 set status = 'superseded', outcome = 'superseded', error = 'the lease ran out', finished_at = clock_timestamp()
