@@ -9,10 +9,12 @@ from pathlib import Path
 
 import uvloop
 
-from bench import http, storage
+from bench import http, load, storage
 from chat_bridge.storage.embedded import embedded_postgres
 from chat_bridge.storage.migrate import migrate
 from chat_bridge.telemetry import configure_logging
+
+SHARE = 0.2
 
 
 async def main() -> None:
@@ -30,6 +32,14 @@ async def main() -> None:
             await migrate(dsn)
             print("\nstorage against pgbench (operations a second, medians)\n")
             await storage.measure(dsn, seconds=seconds, rounds=rounds, sizes=[0, preloaded], concurrency=[1, 16, 64])
+            print("\n64 callers that store into one conversation, against pgbench row by row\n")
+            for answered, name in ((False, "nobody answers"), (True, "being answered")):
+                hot = await storage.one_conversation(dsn, seconds=seconds, rounds=rounds, answered=answered)
+                print(
+                    f"{name}: {hot.ours:,.0f}/s, pgbench {hot.pgbench:,.0f}/s, ratio {hot.ours / hot.pgbench:.1f}; "
+                    f"{hot.accepted:.0f} of 100 accepted, the others skipped as the queue was full",
+                    flush=True,
+                )
             print("\nhistory: the last 50 of 1,000 messages against bare asyncpg\n")
             ours, bare = await storage.history_against_asyncpg(dsn, seconds=seconds, rounds=rounds)
             print(f"{ours:,.0f}/s, bare asyncpg {bare:,.0f}/s, ratio {ours / bare:.2f}")
@@ -49,6 +59,35 @@ async def main() -> None:
                 f"through the bridge {bridged * 1000:.1f} ms, direct {direct * 1000:.1f} ms, "
                 f"added {(bridged - direct) * 1000:.1f} ms"
             )
+            if unmeasurable := load.missing():
+                print(f"\nload on whole processes: not measured, {unmeasurable}")
+                return
+            await show_load(dsn, quick=quick, rounds=rounds)
+
+
+async def show_load(dsn: str, *, quick: bool, rounds: int) -> None:
+    """The load on whole processes."""
+    turns = 1000 if quick else 5000
+    print(f"\n{turns:,} turns that wait for a slow agent in one process: MB of memory\n")
+    for pages in (False, True):
+        waited = await load.waiting_turns(dsn, turns, pages=pages)
+        print(
+            f"{'an event stream open for each' if pages else 'no event streams'}: {waited.peak:.0f} at the most, "
+            f"{waited.waiting:.0f} while all waited, {waited.before:.0f} before; "
+            f"{waited.answered:,} of {waited.turns:,} answered; "
+            f"all waited after {waited.seconds_in:.0f} s, all were answered {waited.seconds_out:.0f} s later",
+            flush=True,
+        )
+    for share, name in ((SHARE, f"each with {SHARE:g} of a core"), (None, "both on all cores of this machine")):
+        print(f"\ntwo replicas against one, {name}: turns a second end to end\n")
+        one, two = await load.replicas(dsn, share=share, seconds=4 if quick else 8, rounds=rounds)
+        for count, rate in ((1, one), (2, two)):
+            print(
+                f"{count}: {rate.turns:,.0f}/s; each used {rate.used:.2f} of a core, {rate.milliseconds:.1f} ms a turn "
+                f"while {100 * rate.idle:.0f} % of the machine were idle"
+            )
+        by_time = 2 * one.milliseconds / two.milliseconds
+        print(f"ratio {two.turns / one.turns:.2f}; by computing time a turn {by_time:.2f}", flush=True)
 
 
 with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:

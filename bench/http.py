@@ -13,6 +13,7 @@ from uuid import uuid4
 import aiohttp
 import uvicorn
 
+from bench.bridge import API_KEY, empty
 from chat_bridge.agents.contract import AgentMessage, AgentRequest, TextDelta
 from chat_bridge.agents.mastra import MastraAgent
 from chat_bridge.model import InboundEvent, Receipt, ReceiveStatus, Seq, new_message_id, new_session_id
@@ -20,8 +21,6 @@ from chat_bridge.service import Service, running_service
 from chat_bridge.settings import Settings
 from chat_bridge.web.services import Services
 from tests.mastra import running_mastra
-
-API_KEY = "a-key-for-measuring-only"
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +87,7 @@ async def post_rate(port: int, callers: int, seconds: float) -> float:
 async def webhook(dsn: str, *, seconds: float, rounds: int, callers: int = 64) -> tuple[float, float]:
     """Messages accepted a second: committed, and by the same endpoint storing nothing. Answers are not part of it:
     the workers are told that the process is stopping, so that messages only wait."""
+    await empty(dsn)
     async with running_service(bench_settings(dsn, CHAT_BRIDGE_DRAIN_SECONDS=0)) as service:
         await service.drain()
         real: Services = service.app.state.services
@@ -106,6 +106,7 @@ async def webhook(dsn: str, *, seconds: float, rounds: int, callers: int = 64) -
 async def first_token(dsn: str, *, count: int) -> tuple[float, float]:
     """Seconds to the agent's first token, medians: through the bridge (HTTP in, stored, claimed, streamed out), and by
     a direct call to the same Mastra agent. One of each in turn, each in a session of its own."""
+    await empty(dsn)  # or what waits since another measurement is answered meanwhile
     async with running_mastra() as mastra:
         settings = bench_settings(dsn, MASTRA_ENDPOINT=mastra.endpoint, MASTRA_AGENT_ID="echo")
         agent = MastraAgent(mastra.endpoint, "echo", api_key=None, headers={}, timeout_ms=30_000, total_seconds=60)

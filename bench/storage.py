@@ -108,6 +108,7 @@ PGBENCH = {
     "claim": f"{NEXT}\n{CLAIM}",
     "complete": f"{NEXT}\n{COMPLETE}",
     "history": f"{PICK}\n{HISTORY}",
+    "hot": f"\\set c 0\n{STORE}",
 }
 
 
@@ -129,7 +130,7 @@ class Row:
 async def prepare(dsn: str, preloaded: int) -> None:
     """The thousand conversations with an active session each, and so many messages before."""
     connection = await asyncpg.connect(dsn)
-    await connection.execute("truncate sessions, messages, turns, deliveries, users")
+    await connection.execute("truncate sessions, messages, turns, deliveries, users, waiting")
     await connection.execute("create temporary table conversations (n integer, conversation_id uuid)")
     await connection.executemany(
         "insert into conversations values ($1, $2), ($1, md5($1::integer::text)::uuid)",
@@ -251,7 +252,7 @@ async def measure(dsn: str, *, seconds: float, rounds: int, sizes: list[int], co
     for preloaded in sizes:
         await prepare(dsn, preloaded)
         for callers in concurrency:
-            rates: dict[str, list[tuple[float, float]]] = {name: [] for name in PGBENCH}
+            rates: dict[str, list[tuple[float, float]]] = {name: [] for name in PGBENCH if name != "hot"}
             async with Store.open(dsn, pool_size=10) as store:
                 ours = Ours(store)
                 await drive(ours.turn, callers, 0.3)  # connections and prepared statements
@@ -285,6 +286,55 @@ def print_row(row: Row) -> None:
         f"{row.ours:>9,.0f}/s  pgbench {row.pgbench:>9,.0f}/s  ratio {row.ratio:5.2f}",
         flush=True,
     )
+
+
+@dataclass(frozen=True, slots=True)
+class Hot:
+    """Messages stored a second in one conversation, ours and pgbench's, medians; and how many of ours of a hundred
+    were to be answered: when the queue is full, messages are stored as skipped."""
+
+    ours: float
+    pgbench: float
+    accepted: float
+
+
+async def one_conversation(dsn: str, *, seconds: float, rounds: int, answered: bool) -> Hot:
+    """64 callers store into a single conversation, each waiting for its commit; pgbench does it row by row, as each
+    needs the session's row. `answered`: meanwhile turn after turn takes all that waits; else the queue fills."""
+    found = [await _one_conversation(dsn, seconds, answered) for _ in range(rounds)]
+    return Hot(*(median(getattr(each, name) for each in found) for name in ("ours", "pgbench", "accepted")))
+
+
+async def _one_conversation(dsn: str, seconds: float, answered: bool) -> Hot:
+    await prepare(dsn, 0)
+    hot = ADDRESSES[0]
+    async with Store.open(dsn, pool_size=10, migrate_schema=False) as store:
+        ours = Ours(store)
+        await drive(ours.turn, 1, 0.3)  # connections and prepared statements
+        answering = asyncio.create_task(_answer_all(ours, hot)) if answered else None
+        mine = await drive(lambda _: ours.receive(hot), 64, seconds)
+        if answering is not None:
+            answering.cancel()
+            await asyncio.wait([answering])
+    accepted = await _accepted(dsn, hot)
+    return Hot(mine, await asyncio.to_thread(pgbench, dsn, "hot", 64, seconds), accepted)
+
+
+async def _answer_all(ours: Ours, address: Address) -> None:
+    while True:
+        await ours.claim(address)
+        await ours.complete(address)
+
+
+async def _accepted(dsn: str, address: Address) -> float:
+    connection = await asyncpg.connect(dsn)
+    share = await connection.fetchval(
+        """select 100.0 * count(*) filter (where status = 'accepted') / count(*)
+           from messages where conversation_id = $1 and direction = 'inbound'""",
+        address.id,
+    )
+    await connection.close()
+    return float(share)
 
 
 async def history_against_asyncpg(dsn: str, *, seconds: float, rounds: int) -> tuple[float, float]:
