@@ -1,0 +1,1 @@
+"""Import and export: conversations of other programs in, sessions out."""
