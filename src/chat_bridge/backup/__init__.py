@@ -1,0 +1,1 @@
+"""Backups: made, listed, verified, restored, pruned, and made again every so many hours."""

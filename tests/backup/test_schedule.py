@@ -1,0 +1,100 @@
+"""Backups by themselves: made when they are due, by one process of all."""
+
+import asyncio
+from collections.abc import Generator
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from chat_bridge.backup import schedule
+from chat_bridge.backup.manifest import BackupError, new_id
+from chat_bridge.backup.places import Folder
+from chat_bridge.backup.schedule import LEASE, LEASE_SECONDS, LOOK_SECONDS, Schedule
+from chat_bridge.backup.seal import Writer
+from chat_bridge.backup.vault import Vault
+from chat_bridge.storage import leases
+from tests.backup.stocked import vault_in
+from tests.observe import rows
+from tests.storage.dialogue import opened, opened_often
+
+DAY = timedelta(days=1)
+
+
+def leave(folder: Path, age: timedelta) -> str:
+    """A backup that was made so long ago."""
+    backup = new_id(datetime.now(UTC) - age, "abcdef12")
+    (folder / backup).mkdir()
+    (folder / backup / "manifest.json").touch()
+    return backup
+
+
+async def test_one_is_made_when_the_newest_is_old_enough(database: str, tmp_path: Path) -> None:
+    vault = vault_in(tmp_path)
+    async with opened(database) as store:
+        work = Schedule(store, database, vault, DAY, keep=2)
+        young = leave(tmp_path, DAY - timedelta(minutes=10))
+        assert 500 < await work.once() < 600
+        assert await vault.whole() == [young]
+        (tmp_path / young).rename(tmp_path / (old := new_id(datetime.now(UTC) - DAY, "abcdef12")))
+        oldest = leave(tmp_path, 2 * DAY)
+        assert await work.once() == LOOK_SECONDS
+        newest, *others = await vault.whole()
+        assert others == [old], f"{oldest} is one too many"
+        await vault.manifest(newest)
+        assert await rows(database, "select name from leases") == []
+
+
+async def test_of_several_processes_one_makes_it(database: str, tmp_path: Path) -> None:
+    vault = vault_in(tmp_path)
+    async with opened_often(database, 3) as stores:
+        works = [Schedule(store, database, vault, DAY, keep=5) for store in stores]
+        pauses = await asyncio.gather(*(work.once() for work in works))
+        assert len(await vault.whole()) == 1
+        assert set(pauses) <= {LOOK_SECONDS, LEASE_SECONDS}
+        assert [await work.once() for work in works] == 3 * [LOOK_SECONDS]
+        assert len(await vault.whole()) == 1
+
+
+async def test_who_lost_the_lease_stops(database: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(schedule, "LEASE_SECONDS", 0.1)
+    loop = asyncio.get_running_loop()
+    taken = asyncio.Event()
+
+    class Robbed(Folder):
+        @contextmanager
+        def writing(self, name: str) -> Generator[Writer]:
+            steal = rows(database, "update leases set owner = 'another', lease_until = now() + interval '1 h'")
+            asyncio.run_coroutine_threadsafe(steal, loop).result()
+            with super().writing(name) as target:
+                loop.call_soon_threadsafe(taken.set)
+                asyncio.run_coroutine_threadsafe(asyncio.sleep(0.3), loop).result()
+                yield target
+
+    async with opened(database) as store:
+        with pytest.raises(BackupError, match="the lease is another process's now"):
+            await Schedule(store, database, Vault(Robbed(tmp_path), None), DAY, keep=1).once()
+        assert taken.is_set()
+        assert await rows(database, "select name, owner from leases") == [{"name": LEASE, "owner": "another"}]
+    assert await vault_in(tmp_path).whole() == []
+
+
+async def test_a_failure_is_told_and_tried_again(
+    database: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(schedule, "TRY_AGAIN_SECONDS", 0.0)
+    folder = tmp_path / "backups"
+    folder.touch()
+    async with opened(database) as store:
+        await leases.take(store.database, "poll", "another", 60.0)
+        work = asyncio.create_task(Schedule(store, database, vault_in(folder), DAY, keep=1).run())
+        while "backup.failed" not in (told := capsys.readouterr().out):
+            await asyncio.sleep(0.01)
+        assert "Not a directory" in told
+        folder.unlink()
+        while not await vault_in(folder).whole():
+            await asyncio.sleep(0.05)
+        work.cancel()
+        await asyncio.wait([work])
+        assert [row["name"] for row in await rows(database, "select name from leases")] == ["poll"]
