@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet install
 LOCK := uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-annotate --no-header
 
 .DEFAULT_GOAL := help
-.PHONY: help run demo-telegram test check fmt bench torture docs lock clean
+.PHONY: help run demo-telegram test cover test-docker check fmt bench torture docs lock clean
 
 help: ## list the commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | while IFS="$$(printf '\t')" read -r name text; do printf '  make %-13s %s\n' "$$name" "$$text"; done
@@ -18,7 +18,13 @@ demo-telegram: $(VENV)/run.stamp ## see a Telegram bot at work, without an accou
 	@exec $(BIN)/python scripts/demo_telegram.py
 
 test: $(VENV)/dev.stamp ## run all tests in parallel
+	@$(BIN)/pytest --numprocesses auto $(ARGS)
+
+cover: $(VENV)/dev.stamp ## run all tests, and tell which lines none of them reaches
 	@$(BIN)/pytest --numprocesses auto --cov --cov-report term-missing:skip-covered $(ARGS)
+
+test-docker: $(VENV)/dev.stamp ## build the image and try the compose stack, with a Docker engine
+	@$(BIN)/pytest tests/docker $(ARGS)
 
 check: $(VENV)/dev.stamp ## lint, format, types, imports, dead links
 	$(BIN)/ruff check .
@@ -43,7 +49,8 @@ docs: $(VENV)/dev.stamp ## write docs/settings.md and .env.example anew from the
 lock: $(VENV)/dev.stamp ## pin the dependencies anew, with hashes
 	$(BIN)/$(LOCK) --upgrade --group build pyproject.toml --output-file requirements.lock
 	$(BIN)/$(LOCK) --upgrade --extra embedded --constraint requirements.lock pyproject.toml --output-file requirements-embedded.lock
-	$(BIN)/$(LOCK) --upgrade --extra embedded --group build --group dev --constraint requirements.lock pyproject.toml --output-file requirements-dev.lock
+	$(BIN)/$(LOCK) --upgrade --extra embedded --extra backup --extra otel --group build --constraint requirements.lock pyproject.toml --output-file requirements-image.lock
+	$(BIN)/$(LOCK) --upgrade --all-extras --group build --group dev --constraint requirements.lock pyproject.toml --output-file requirements-dev.lock
 
 clean: ## remove .venv and caches (never your data)
 	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis .coverage* htmlcov

@@ -110,19 +110,21 @@ class Servers:
 
 
 class OwnServer:
-    """A PostgreSQL 18 that belongs to one test, which may stop, kill, freeze and start it."""
+    """A PostgreSQL that belongs to one test, which may stop, kill, freeze and start it."""
 
-    def __init__(self, folder: Path, account: ServerAccount) -> None:
+    def __init__(self, folder: Path, account: ServerAccount, version: str) -> None:
         self.folder = folder
         self._account = account
-        self._place = ServerPlace(binaries() / "postgres", folder / "data", folder / "socket", folder / "log", account)
+        self._version = version
+        program = programs_of(version) / "postgres"
+        self._place = ServerPlace(program, folder / "data", folder / "socket", folder / "log", account)
         self._server: ServerProcess | None = None
         make_folder(self._place.cluster, account)
         make_folder(self._place.socket, account)
 
     async def make(self, settings: str = "") -> None:
         """Make an empty cluster and start it."""
-        await make_cluster("18", self._place.cluster, self._place.socket, self._account, settings)
+        await make_cluster(self._version, self._place.cluster, self._place.socket, self._account, settings)
         await self.start()
 
     async def make_replica(self, primary: "OwnServer") -> None:
@@ -170,15 +172,15 @@ class OwnServer:
 
 
 @asynccontextmanager
-async def own_server() -> AsyncGenerator[OwnServer]:
+async def own_server(version: str = "18") -> AsyncGenerator[OwnServer]:
     """A server's folders; `make` or `make_replica` begins it."""
     account = server_account()
     place = next(place for place in PLACES if place.is_dir() and shutil.disk_usage(place).free > ROOM)
     folder = Path(tempfile.mkdtemp(prefix=f"{PREFIX}{os.getpid()}-", dir=place))
     os.chown(folder, account.uid, account.gid)
     try:
-        server = OwnServer(folder, account)
-    except EmbeddedPostgresError as error:
+        server = OwnServer(folder, account, version)
+    except (MissingError, EmbeddedPostgresError) as error:
         shutil.rmtree(folder)
         unavailable(str(error))
     try:
@@ -190,7 +192,7 @@ async def own_server() -> AsyncGenerator[OwnServer]:
 
 async def make_cluster(version: str, cluster: Path, door: Path, account: ServerAccount, settings: str = "") -> Path:
     """Make an empty cluster whose socket is in the folder `door`; the folder of the programs it needs."""
-    programs = binaries() if version == "18" else find_postgres(version)
+    programs = programs_of(version)
     if account.uid != os.getuid():
         let_pass(account.uid, programs / "postgres")
     initdb = [programs / "initdb", "--no-sync", "--auth=trust", "--username=chat_bridge", "--encoding=UTF8"]
@@ -212,6 +214,11 @@ async def publish(name: str, starting: Awaitable[str]) -> None:
         os.environ[name] = await starting
     except (MissingError, EmbeddedPostgresError) as error:
         os.environ[f"{name}_MISSING"] = str(error)
+
+
+def programs_of(version: str) -> Path:
+    """The folder of the programs of a PostgreSQL: of the embedded one, or of an installed one."""
+    return binaries() if version == "18" else find_postgres(version)
 
 
 def find_postgres(version: str) -> Path:

@@ -1,4 +1,5 @@
-"""The command line: `chat-bridge serve | doctor | migrate | config | explain | dlq | version`."""
+"""The command line: `chat-bridge serve | doctor | migrate | config | explain | dlq | backup | import | export |
+version`."""
 
 import asyncio
 import os
@@ -8,25 +9,36 @@ import socket
 import sys
 from collections.abc import Awaitable, Callable, Coroutine, Generator
 from contextlib import contextmanager, suppress
+from datetime import UTC, datetime, timedelta
 from importlib.metadata import version
-from typing import Annotated, Any
+from pathlib import Path
+from typing import Annotated, Any, Literal
 from uuid import UUID
 
 import typer
 import uvicorn
 
 from chat_bridge import dlq
+from chat_bridge.backup.manifest import BackupError, Manifest
+from chat_bridge.backup.restore import restore, verify
+from chat_bridge.backup.vault import Vault, open_vault
 from chat_bridge.doctor import examine
 from chat_bridge.errors import ChatBridgeError, SettingsError
 from chat_bridge.explain import told
-from chat_bridge.model import MessageId
+from chat_bridge.model import ConversationId, MessageId
+from chat_bridge.production import require_safe
 from chat_bridge.service import Service, database_url, running_service
 from chat_bridge.settings import Settings, load_settings, shown
 from chat_bridge.storage.migrate import migrate, migration_sql, schema_state
-from chat_bridge.storage.postgres import Database
+from chat_bridge.storage.postgres import Database, wait_for_server
+from chat_bridge.storage.sessions import SessionFilter
 from chat_bridge.storage.store import Store
 from chat_bridge.storage.story import tell_story
 from chat_bridge.telemetry import configure_logging
+from chat_bridge.transfer.export import export
+from chat_bridge.transfer.load import Import, Wish
+from chat_bridge.transfer.progress import Progress
+from chat_bridge.transfer.source import Kind
 
 TELEGRAM_HINT = [
     "For a Telegram bot add the token that @BotFather gives you:",
@@ -46,6 +58,14 @@ dead_letters = typer.Typer(
 )
 cli.add_typer(dead_letters, name="dlq")
 
+backups = typer.Typer(no_args_is_help=True, help="Backups of the database; docs/operate/backup.md tells all.")
+cli.add_typer(backups, name="backup")
+
+imports = typer.Typer(
+    no_args_is_help=True, help="Bring in the conversations of another program; docs/operate/import.md tells all."
+)
+cli.add_typer(imports, name="import")
+
 
 def main() -> None:
     """The entry point: an expected error is one message on standard error, never a traceback."""
@@ -59,6 +79,7 @@ def main() -> None:
 def serve() -> None:
     """Run the bridge until Ctrl-C or SIGTERM."""
     settings = load_settings()
+    require_safe(settings)
     configure_logging(settings.log_level, settings.log_format)
     _run(_serve(settings))
 
@@ -135,6 +156,135 @@ def purge_dead_letters(ids: Ids = None, platform: OfPlatform = None, everything:
     _run(_dlq(lambda store: dlq.handle(store, "purge", ids, platform, everything=everything)))
 
 
+OfBackup = Annotated[
+    str | None, typer.Argument(metavar="ID", help="As `backup list` shows it; the newest one, if not given.")
+]
+
+
+@backups.command("create")
+def create_backup() -> None:
+    """Make a backup now; the bridge may run meanwhile."""
+    _run(_create_backup(load_settings()))
+
+
+@backups.command("list")
+def list_backups() -> None:
+    """List the backups that are whole, newest first."""
+    _run(_list_backups(open_vault(load_settings())))
+
+
+@backups.command("verify")
+def verify_backup(backup: OfBackup = None) -> None:
+    """Restore one into a scratch database on the same server, compare every table, and drop it."""
+    _run(_verify_backup(load_settings(), backup))
+
+
+@backups.command("restore")
+def restore_backup(
+    backup: Annotated[str, typer.Argument(metavar="ID", help="As `backup list` shows it, or: newest.")],
+    replace: Annotated[bool, typer.Option("--replace", help="Give up the rows that are there.")] = False,
+) -> None:
+    """Restore one into the database of the settings, while no bridge runs on it."""
+    _run(_restore_backup(load_settings(), None if backup == "newest" else backup, replace))
+
+
+@backups.command("prune")
+def prune_backups(
+    keep: Annotated[
+        int | None, typer.Option(min=1, help="So many stay, the newest; BACKUP_KEEP, if not given.")
+    ] = None,
+    older_than_days: Annotated[
+        int | None, typer.Option("--older-than-days", min=1, help="Remove by age instead; the newest stays always.")
+    ] = None,
+) -> None:
+    """Remove old backups, and what killed processes left half made."""
+    _run(_prune_backups(load_settings(), keep, older_than_days))
+
+
+ImportFile = Annotated[Path, typer.Argument(metavar="FILE")]
+OfMapping = Annotated[
+    str | None,
+    typer.Option("--mapping", help="openai-agents, mastra, langchain, bridge, or a TOML file of your own."),
+]
+OfSource = Annotated[
+    str | None, typer.Option("--source", help="A name for this source, the same at each run; the file's, if not given.")
+]
+IntoPlatform = Annotated[str | None, typer.Option("--platform", help="The platform of rows that name none.")]
+IntoAccount = Annotated[str | None, typer.Option("--account", help="The account of rows that name none.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Store nothing, tell what would be; needs no database.")]
+ReportFolder = Annotated[
+    Path | None,
+    typer.Option("--report", help="A folder for the report and the rejected rows; a new one, if not given."),
+]
+
+
+@imports.command("sqlite")
+def import_sqlite(
+    file: ImportFile,
+    mapping: OfMapping = None,
+    source: OfSource = None,
+    platform: IntoPlatform = None,
+    account: IntoAccount = None,
+    dry_run: DryRun = False,
+    report: ReportFolder = None,
+) -> None:
+    """Import a SQLite database; it may be one that another program is writing to."""
+    _import("sqlite", file, mapping, source, platform, account, dry_run, report)
+
+
+@imports.command("jsonl")
+def import_jsonl(
+    file: ImportFile,
+    mapping: OfMapping = None,
+    source: OfSource = None,
+    platform: IntoPlatform = None,
+    account: IntoAccount = None,
+    dry_run: DryRun = False,
+    report: ReportFolder = None,
+) -> None:
+    """Import a file of JSON objects, one a line, such as `chat-bridge export` writes."""
+    _import("jsonl", file, mapping, source, platform, account, dry_run, report)
+
+
+@imports.command("csv")
+def import_csv(
+    file: ImportFile,
+    mapping: OfMapping = None,
+    source: OfSource = None,
+    platform: IntoPlatform = None,
+    account: IntoAccount = None,
+    dry_run: DryRun = False,
+    report: ReportFolder = None,
+) -> None:
+    """Import a CSV file, whose first line names the columns."""
+    _import("csv", file, mapping, source, platform, account, dry_run, report)
+
+
+@cli.command("export")
+def export_sessions(
+    form: Annotated[Literal["jsonl", "markdown", "html", "parquet"], typer.Argument(metavar="FORMAT")],
+    output: Annotated[Path | None, typer.Option("--output", help="A new file; standard output, if not given.")] = None,
+    platform: OfPlatform = None,
+    conversation: Annotated[str | None, typer.Option("--conversation", help="The platform's id of it.")] = None,
+    conversation_id: Annotated[UUID | None, typer.Option("--conversation-id", help="Our id of it.")] = None,
+    user: Annotated[str | None, typer.Option("--user", help="The platform's id of who began it.")] = None,
+    status: Annotated[Literal["active", "closed", "archived"] | None, typer.Option("--status")] = None,
+    active_since: Annotated[datetime | None, typer.Option("--active-since", help="With a message since then.")] = None,
+) -> None:
+    """Write sessions with their messages, newest session first: jsonl, markdown, html or parquet."""
+    if active_since is not None and active_since.tzinfo is None:
+        active_since = active_since.replace(tzinfo=UTC)
+    wanted = SessionFilter(
+        platform=platform,
+        conversation=conversation,
+        conversation_id=ConversationId(conversation_id) if conversation_id else None,
+        user_id=user,
+        status=status,
+        active_since=active_since,
+    )
+    _run(_export(load_settings(), wanted, form, output))
+
+
 @cli.command("version")
 def show_version() -> None:
     """Print the version."""
@@ -170,6 +320,9 @@ async def _serve(settings: Settings) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, stop_or_give_up)
     with suppress(asyncio.CancelledError), _listener(settings) as listener:
+        await _found_database(settings, stop)
+        if stop.is_set():
+            return
         async with running_service(settings) as service:
             await _serve_until(stop, settings, service, listener)
 
@@ -179,6 +332,18 @@ def _allow_many_connections() -> None:
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     with suppress(ValueError, OSError):  # macOS has a limit below what it calls the most
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+
+
+async def _found_database(settings: Settings, stop: asyncio.Event) -> None:
+    """Wait until PostgreSQL can be reached, or until a signal. What is wrong with it is told by who needs it."""
+    if settings.database_url is not None:
+        url, seconds = settings.database_url.get_secret_value(), settings.database_wait_seconds
+        finding = asyncio.create_task(wait_for_server(url, seconds), name="find_database")
+        stopping = asyncio.create_task(stop.wait(), name="stop")
+        await asyncio.wait((finding, stopping), return_when=asyncio.FIRST_COMPLETED)
+        finding.cancel()
+        stopping.cancel()
+        await asyncio.gather(finding, stopping, return_exceptions=True)
 
 
 async def _serve_until(stop: asyncio.Event, settings: Settings, service: Service, listener: socket.socket) -> None:
@@ -240,7 +405,10 @@ def _announce(settings: Settings, service: Service, port: int) -> None:
         lines.append(f"  Chat        {address}/chat")
     places = {name: platform.describe() for name, platform in service.platforms.items()}
     lines += [f"  {name.capitalize():<11} {place}" for name, place in places.items() if place]
-    lines += [f"  API         {address}/docs", f"  Agent       {service.agent.name}"]
+    lines += [
+        f"  API         {address}/{'docs' if settings.docs_open else 'api/v1'}",
+        f"  Agent       {service.agent.name}",
+    ]
     if settings.embedded:
         lines.append(f"  Data        {settings.data_dir}")
         if settings.api_key is None:
@@ -259,6 +427,7 @@ def _announce(settings: Settings, service: Service, port: int) -> None:
 
 
 async def _migrate(settings: Settings, check: bool) -> None:
+    await _found_database(settings, asyncio.Event())
     async with database_url(settings, beside=True) as dsn:
         state = await schema_state(dsn) if check else await migrate(dsn)
     if check:
@@ -277,6 +446,58 @@ async def _explain(settings: Settings, message: MessageId) -> None:
     print("\n".join(told(story)))
 
 
+def _import(
+    kind: Kind,
+    file: Path,
+    mapping: str | None,
+    source: str | None,
+    platform: str | None,
+    account: str | None,
+    dry_run: bool,
+    folder: Path | None,
+) -> None:
+    values = {name: value for name, value in (("platform", platform), ("account", account)) if value}
+    if folder is None:
+        folder = Path(f"chat-bridge-import-{datetime.now(UTC):%Y%m%d-%H%M%S}")
+    wish = Wish(kind, file, folder, mapping, source, values)
+    _run(_import_file(wish, None if dry_run else load_settings()))
+
+
+async def _import_file(wish: Wish, settings: Settings | None) -> None:
+    """Import; without settings, only look."""
+    progress = Progress(sys.stderr)
+    work = Import(wish, progress.tell)
+    try:
+        if settings is None:
+            report = await work.run(None)
+        else:
+            async with (
+                database_url(settings, beside=True) as dsn,
+                Database.open(dsn, pool_size=1, pgbouncer=settings.database_pgbouncer) as database,
+            ):
+                (await schema_state(dsn)).require_usable()
+                report = await work.run(database)
+    finally:
+        progress.end()
+    print("\n".join([*report.lines(), f"  the report is in {wish.folder}"]))
+    if not report.complete:
+        raise ChatBridgeError(
+            f"not every row is in: {wish.folder / 'rejects.jsonl'} and report.json tell which and why"
+        )
+
+
+async def _export(settings: Settings, wanted: SessionFilter, form: str, output: Path | None) -> None:
+    progress = Progress(sys.stderr)
+    async with (
+        database_url(settings, beside=True) as dsn,
+        Database.open(dsn, pool_size=1, pgbouncer=settings.database_pgbouncer) as database,
+    ):
+        (await schema_state(dsn)).require_usable()
+        sessions, messages = await export(database, wanted, form, output, progress.count)
+    progress.end()
+    print(f"{messages:,} messages of {sessions:,} sessions are written", file=sys.stderr)
+
+
 async def _dlq(work: Callable[[Store], Awaitable[None]]) -> None:
     settings = load_settings()
     async with (
@@ -285,3 +506,55 @@ async def _dlq(work: Callable[[Store], Awaitable[None]]) -> None:
     ):
         (await schema_state(dsn)).require_usable()
         await work(Store(database, owner="dlq"))
+
+
+async def _create_backup(settings: Settings) -> None:
+    vault = open_vault(settings)
+    async with database_url(settings, beside=True) as dsn:
+        manifest = await vault.create(dsn)
+    print(f"{_as_line(manifest)}\nmade; `chat-bridge backup verify` tries whether it can be restored")
+
+
+async def _list_backups(vault: Vault) -> None:
+    there = await vault.whole()
+    for backup in there:
+        try:
+            print(_as_line(await vault.manifest(backup)))
+        except BackupError as error:
+            print(f"{backup}  {error}")
+    if not there:
+        print("there is no backup")
+
+
+async def _verify_backup(settings: Settings, backup: str | None) -> None:
+    vault = open_vault(settings)
+    manifest = await vault.find(backup)
+    async with database_url(settings, beside=True) as dsn:
+        await verify(vault, manifest, dsn)
+    print(f"{_as_line(manifest)}\ngood: {len(manifest.tables)} tables were restored, their rows counted and compared")
+
+
+async def _restore_backup(settings: Settings, backup: str | None, replace: bool) -> None:
+    vault = open_vault(settings)
+    manifest = await vault.find(backup)
+    async with database_url(settings) as dsn:
+        await restore(vault, manifest, dsn, replace=replace)
+    print(f"{_as_line(manifest)}\nrestored; `chat-bridge serve` goes on from here")
+
+
+async def _prune_backups(settings: Settings, keep: int | None, days: int | None) -> None:
+    if keep is not None and days is not None:
+        raise BackupError("--keep and --older-than-days exclude each other")
+    vault = open_vault(settings)
+    if days is None:
+        gone = await vault.prune(keep=settings.backup_keep if keep is None else keep)
+    else:
+        gone = await vault.prune(older_than=timedelta(days=days))
+    print("\n".join([*gone, f"{len(gone)} removed"]))
+
+
+def _as_line(manifest: Manifest) -> str:
+    encrypted = "encrypted" if manifest.dump.encryption else "not encrypted"
+    megabytes = manifest.dump.bytes / 1e6
+    messages = manifest.tables["messages"].rows
+    return f"{manifest.id}  {messages:,} messages  {megabytes:,.1f} MB  schema {manifest.revision}  {encrypted}"

@@ -9,12 +9,13 @@ from typing import Any
 from chat_bridge.errors import ChatBridgeError
 from chat_bridge.model import ConversationId, TurnId
 from chat_bridge.platforms.contract import Finding
+from chat_bridge.production import risks
 from chat_bridge.service import make_agent, make_platforms
 from chat_bridge.settings import Settings
 from chat_bridge.storage.embedded import server_in_use
 from chat_bridge.storage.migrate import schema_state
 from chat_bridge.storage.postgres import Database
-from chat_bridge.storage.redis import Hot
+from chat_bridge.storage.redis_connect import redis_trouble
 
 CHECK_SECONDS = 30.0
 CLOCK_SECONDS = 5.0
@@ -24,6 +25,7 @@ OLDEST_POSTGRESQL = 15
 async def examine(settings: Settings) -> Sequence[Finding]:
     """Everything that was looked at. Changes nothing, and may run beside a bridge."""
     checks: list[tuple[str, Callable[[], Awaitable[Sequence[Finding]]]]] = [
+        ("production", lambda: _production(settings)),
         ("database", lambda: _database(settings)),
         ("redis", lambda: _redis(settings)),
         ("agent", lambda: _agent(settings)),
@@ -43,6 +45,13 @@ async def _in_time(subject: str, check: Callable[[], Awaitable[Sequence[Finding]
         return [Finding(subject, "problem", str(error))]
     except Exception as error:  # noqa: BLE001 - the other checks count too
         return [Finding(subject, "problem", f"The check itself failed ({type(error).__name__}).")]
+
+
+async def _production(settings: Settings) -> Sequence[Finding]:
+    if settings.env != "production":
+        return []
+    broken = [Finding("production", risk.status, f"{risk}.") for risk in risks(settings)]
+    return broken or [Finding("production", "ok", "No rule of CHAT_BRIDGE_ENV=production is broken.")]
 
 
 async def _database(settings: Settings) -> Sequence[Finding]:
@@ -83,11 +92,10 @@ async def _database(settings: Settings) -> Sequence[Finding]:
 async def _redis(settings: Settings) -> Sequence[Finding]:
     if settings.redis_url is None:
         return [Finding("redis", "ok", "Inside the process: right for one process; several need REDIS_URL.")]
-    async with Hot.open(settings.redis_url.get_secret_value()) as hot:
-        if await hot.ping():
-            return [Finding("redis", "ok", "Answers.")]
-    text = "Does not answer; the bridge works without, but slower: start it, or correct REDIS_URL."
-    return [Finding("redis", "warning", text)]
+    trouble = await redis_trouble(settings.redis_url.get_secret_value())
+    if trouble is None:
+        return [Finding("redis", "ok", "Answers.")]
+    return [Finding("redis", "warning", f"The bridge works without, but slower: {trouble}.")]
 
 
 async def _agent(settings: Settings) -> Sequence[Finding]:

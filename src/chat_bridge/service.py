@@ -11,9 +11,11 @@ from importlib.metadata import entry_points
 from fastapi import FastAPI
 from pydantic import SecretStr
 
+from chat_bridge import tracing
 from chat_bridge.agents.contract import Agent
 from chat_bridge.agents.echo import EchoAgent
 from chat_bridge.agents.mastra import MastraAgent
+from chat_bridge.backup.schedule import scheduled
 from chat_bridge.bridge.answer import Answerer
 from chat_bridge.bridge.claim import Workers
 from chat_bridge.bridge.deliver import Deliverer
@@ -29,7 +31,7 @@ from chat_bridge.storage.migrate import compare, migrate, schema_state
 from chat_bridge.storage.postgres import Database
 from chat_bridge.storage.redis import Hot
 from chat_bridge.storage.store import Store
-from chat_bridge.telemetry import log
+from chat_bridge.telemetry import expect, log
 from chat_bridge.texts import Texts
 from chat_bridge.upkeep.attend import Attendance
 from chat_bridge.upkeep.recovery import Sweep
@@ -67,6 +69,8 @@ async def running_service(settings: Settings) -> AsyncGenerator[Service]:
     """Start: database, schema, Redis, workers, sweep, application. Stop in reverse: no new turns, running ones finish
     for a while, the rest is handed back, then the connections close, and the embedded PostgreSQL at the very end."""
     async with AsyncExitStack() as stack:
+        headers = settings.otel_headers.get_secret_value() if settings.otel_headers else None
+        await stack.enter_async_context(tracing.exporting(settings.otel_endpoint, headers))
         dsn = await stack.enter_async_context(database_url(settings))
         await _prepare_schema(settings, dsn)
         database = await stack.enter_async_context(
@@ -74,12 +78,14 @@ async def running_service(settings: Settings) -> AsyncGenerator[Service]:
         )
         store = Store(database, owner=f"{socket.gethostname()}:{os.getpid()}", lease_seconds=settings.lease_seconds)
         stack.push_async_callback(store.drain)
+        schedule = scheduled(settings, store, dsn)
         redis_url = settings.redis_url.get_secret_value() if settings.redis_url else None
         hot = await stack.enter_async_context(Hot.open(redis_url, session_ttl_seconds=settings.session_ttl_seconds))
         agent = make_agent(settings)
         stack.push_async_callback(agent.aclose)
 
         platforms = make_platforms(settings, hot)
+        expect(agent.name, platforms)
         for platform in platforms.values():
             stack.push_async_callback(platform.aclose)
         texts = Texts(settings.language, settings.texts)
@@ -128,14 +134,16 @@ async def running_service(settings: Settings) -> AsyncGenerator[Service]:
         renewing = asyncio.create_task(workers.renew_leases(), name="renew_leases")
         sweeping = asyncio.create_task(sweep.run(), name="sweep")
         attending = asyncio.create_task(attendance.run(), name="attend")
-        loops = (renewing, sweeping, attending)
+        backing_up = [asyncio.create_task(schedule.run(), name="backup")] if schedule is not None else []
+        loops = (renewing, sweeping, attending, *backing_up)
         for loop in loops:
             loop.add_done_callback(lambda task: _report(task, failed))
 
         async def drain(seconds: float = settings.drain_seconds) -> None:
-            sweeping.cancel()
-            attending.cancel()
-            await asyncio.wait([attending, sweeping])  # another process may do this now
+            shared = (sweeping, attending, *backing_up)
+            for loop in shared:
+                loop.cancel()
+            await asyncio.wait(shared)  # another process may do this now
             await workers.drain(seconds)
             hot.dismiss_watchers()
 

@@ -88,6 +88,16 @@ def _redis_url(value: SecretStr) -> SecretStr:
     return value
 
 
+def _postgres_url(value: SecretStr) -> SecretStr:
+    try:
+        places = urlsplit(value.get_secret_value()).netloc.rpartition("@")[2]
+        if not all(re.fullmatch(r"([\w.%~-]+|\[[\w:.%]+\])?(:\d{1,5})?", place) for place in places.split(",")):
+            raise ValueError
+    except ValueError:  # its own text may show the password
+        raise ValueError("is not a URL; in a password, write %2F for /, %3F for ?, %23 for # and %5B for [") from None
+    return value
+
+
 def _json_object(value: object) -> object:
     if not isinstance(value, str):
         return value
@@ -157,6 +167,21 @@ def _headers(value: Mapping[str, SecretStr]) -> Mapping[str, SecretStr]:
     return value
 
 
+def _backup_place(value: str) -> str:
+    scheme, is_url, rest = value.partition("://")
+    if is_url and (scheme not in ("s3", "gs", "az") or not rest or "@" in rest or "?" in rest):
+        raise ValueError("must be a folder, or s3://BUCKET/PREFIX, gs://BUCKET/PREFIX, az://CONTAINER/PREFIX")
+    return value
+
+
+def _age_key(value: SecretStr) -> SecretStr:
+    lines = [line.strip() for line in value.get_secret_value().splitlines()]
+    keys = [line for line in lines if line and not line.startswith("#")]  # age-keygen writes comments too
+    if len(keys) != 1 or not re.fullmatch(r"age1[0-9a-z]{58}|AGE-SECRET-KEY-1[0-9A-Z]{58}", keys[0]):
+        raise ValueError("must be a key of age (AGE-SECRET-KEY-1... or age1...), as age-keygen makes it")
+    return SecretStr(keys[0])
+
+
 def _home_folder(value: Path) -> Path:
     try:
         return value.expanduser()
@@ -186,12 +211,15 @@ class Settings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore", hide_input_in_errors=True)
 
     # Storage
-    database_url: Annotated[SecretStr, _url_with("postgres", "postgresql")] | None = _setting(
-        None,
-        "DATABASE_URL",
-        "PostgreSQL 15 or newer. Not set: an embedded PostgreSQL runs inside the data folder.",
-        "postgresql://agoric:PASSWORD@localhost:5432/agoric",
-        also="POSTGRES_URL",
+    database_url: Annotated[SecretStr, _url_with("postgres", "postgresql"), AfterValidator(_postgres_url)] | None = (
+        _setting(
+            None,
+            "DATABASE_URL",
+            "PostgreSQL 15 or newer. Not set: an embedded PostgreSQL runs inside the data folder. "
+            "`?sslmode=verify-full&sslrootcert=FILE` is TLS with the server's CA checked.",
+            "postgresql://agoric:PASSWORD@localhost:5432/agoric",
+            also="POSTGRES_URL",
+        )
     )
     database_pgbouncer: bool = _setting(
         False, "DATABASE_PGBOUNCER", "DATABASE_URL points at PgBouncer in transaction mode.", "true"
@@ -201,6 +229,14 @@ class Settings(BaseModel):
     )
     database_migrate: bool = _setting(
         True, "DATABASE_MIGRATE", "Bring the schema up to date when `serve` starts.", "false"
+    )
+    database_wait_seconds: float = _setting(
+        0.0,
+        "DATABASE_WAIT_SECONDS",
+        "How long `serve` and `migrate` wait for a PostgreSQL that can't be reached yet.",
+        "60",
+        ge=0,
+        le=3600,
     )
     redis_url: (
         Annotated[
@@ -234,6 +270,51 @@ class Settings(BaseModel):
         "/var/lib/chat-bridge",
         default_factory=_user_data_folder,
         validate_default=True,
+    )
+
+    # Backups
+    backup_to: Annotated[str, AfterValidator(_backup_place)] | None = _setting(
+        None,
+        "BACKUP_TO",
+        "Where backups go: a folder, or a bucket (`s3://`, `gs://`, `az://`); docs/operate/backup.md tells all.",
+        "s3://bucket/chat-bridge",
+    )
+    backup_key: Annotated[SecretStr, AfterValidator(_age_key)] | None = _setting(
+        None,
+        "BACKUP_KEY",
+        "Encrypt backups with this key of age. The public half will do to make them, not to open them.",
+        "age1pshypxg49y40rqt2tqg6j3tfugcyzc2vxk8gt95h50kh3szulu0sx8mvaq",
+    )
+    backup_every_hours: float | None = _setting(
+        None,
+        "BACKUP_EVERY_HOURS",
+        "`serve` makes a backup when the newest one is so old. Not set: only `chat-bridge backup create` makes them.",
+        "24",
+        ge=0.1,
+        le=8760,
+    )
+    backup_keep: int = _setting(7, "BACKUP_KEEP", "How many backups are kept, the newest ones.", "30", ge=1)
+
+    # Production
+    env: Literal["development", "production"] = _setting(
+        "development",
+        "CHAT_BRIDGE_ENV",
+        "production: refuse to start with anything that must not be public or easily guessed; docs/operate/secure.md "
+        "lists the rules.",
+        "production",
+    )
+    private_network: Annotated[tuple[Literal["database", "redis"], ...], BeforeValidator(_comma_list)] = _setting(
+        (),
+        "CHAT_BRIDGE_PRIVATE_NETWORK",
+        "What is reached over a network of trusted machines only, and so needs no TLS in production: `database`, "
+        "`redis`, or both with a comma.",
+        "database,redis",
+    )
+    api_docs: bool | None = _setting(
+        None,
+        "CHAT_BRIDGE_API_DOCS",
+        "Show the API's description at /docs and /openapi.json. Not set: yes, but in production no.",
+        "false",
     )
 
     # Service
@@ -277,6 +358,18 @@ class Settings(BaseModel):
     )
     log_message_text: bool = _setting(
         False, "CHAT_BRIDGE_LOG_MESSAGE_TEXT", "Write the text of messages into the log.", "true"
+    )
+    otel_endpoint: Annotated[str, _url_with("http", "https"), AfterValidator(_without_credentials)] | None = _setting(
+        None,
+        "OTEL_EXPORTER_OTLP_ENDPOINT",
+        "Send OpenTelemetry traces to this collector, by OTLP over HTTP; needs the extra `otel`. Not set: no traces.",
+        "http://localhost:4318",
+    )
+    otel_headers: SecretStr | None = _setting(
+        None,
+        "OTEL_EXPORTER_OTLP_HEADERS",
+        "Headers for that collector, as NAME=VALUE, comma separated.",
+        "api-key=...",
     )
 
     # Conversations
@@ -434,6 +527,11 @@ class Settings(BaseModel):
         """True when no DATABASE_URL is set, so that the embedded PostgreSQL is used."""
         return self.database_url is None
 
+    @property
+    def docs_open(self) -> bool:
+        """Whether the API's description is shown to everybody."""
+        return self.env != "production" if self.api_docs is None else self.api_docs
+
 
 def load_settings(environ: Mapping[str, str] | None = None, dotenv: Path | None = Path(".env")) -> Settings:
     """Read the settings from the environment and a `.env` file; raise SettingsError with everything that is wrong.
@@ -458,6 +556,8 @@ def load_settings(environ: Mapping[str, str] | None = None, dotenv: Path | None 
             "so that visitors' tokens stay good after a restart. Make one: openssl rand -hex 32"
         )
     wrong += _telegram_mistakes(settings)
+    if settings.backup_every_hours is not None and settings.backup_to is None:
+        wrong.append("BACKUP_TO: is needed with BACKUP_EVERY_HOURS. Example: s3://bucket/chat-bridge")
     if wrong:
         lines = "\n".join(f"  - {line}" for line in wrong)
         raise SettingsError(f"the settings can't be used; nothing was started:\n{lines}")
@@ -506,8 +606,10 @@ SECRETS = (
     "redis_url",
     "api_key",
     "secret",
+    "backup_key",
     "mastra_api_key",
     "mastra_headers",
+    "otel_headers",
     "telegram_bot_token",
     "telegram_webhook_secret_token",
 )

@@ -16,6 +16,7 @@ from urllib.parse import quote, urlsplit, urlunsplit
 
 import aiohttp
 
+from chat_bridge import tracing
 from chat_bridge.agents.contract import (
     AgentError,
     AgentEvent,
@@ -174,7 +175,9 @@ class MastraAgent:
     async def _post(self, action: str, body: Mapping[str, Any], deadline: float) -> aiohttp.ClientResponse:
         try:
             async with asyncio.timeout_at(min(deadline, _now() + self._headers_seconds)):
-                response = await self._client().post(f"{self._agent_url}/{action}", json=body, allow_redirects=False)
+                response = await self._client().post(
+                    f"{self._agent_url}/{action}", json=body, headers=tracing.headers(), allow_redirects=False
+                )
         except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
             reason = f"no connection to Mastra ({type(error).__name__})"
             raise _RunError(TurnOutcome.UNREACHABLE, reason, retryable=True) from error

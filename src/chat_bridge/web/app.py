@@ -1,4 +1,4 @@
-"""The ASGI application: routes, middleware, security headers, health and metrics."""
+"""The ASGI application: routes, middleware, security headers, health."""
 
 from importlib.metadata import version
 from pathlib import Path
@@ -9,14 +9,13 @@ from fastapi import FastAPI
 from fastapi.openapi.docs import get_swagger_ui_html
 from fastapi.responses import FileResponse, HTMLResponse, JSONResponse, RedirectResponse, Response
 from fastapi.staticfiles import StaticFiles
-from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from chat_bridge.errors import StorageError
-from chat_bridge.telemetry import ACTIVE_SESSIONS
 from chat_bridge.web import api, chat, dead_letters, webhooks
 from chat_bridge.web.admission import Admission, BodyLimit
 from chat_bridge.web.auth import Used
+from chat_bridge.web.metrics import add_metrics
 from chat_bridge.web.pages import STATIC
 from chat_bridge.web.problems import handle_problems
 from chat_bridge.web.services import Services
@@ -35,6 +34,7 @@ def create_app(services: Services) -> FastAPI:
         summary="Any chat platform in front of any agent; every message kept.",
         docs_url=None,
         redoc_url=None,
+        openapi_url="/openapi.json" if services.settings.docs_open else None,
     )
     app.state.services = services
     handle_problems(app)
@@ -46,7 +46,10 @@ def create_app(services: Services) -> FastAPI:
         app.include_router(chat.router, prefix="/api/v1")
         app.include_router(chat.pages)
     _add_pages(app)
+    if services.settings.docs_open:
+        _add_api_docs(app)
     _add_health(app)
+    add_metrics(app, services)
     app.add_middleware(BodyLimit, max_bytes=services.settings.max_body_bytes)
     app.add_middleware(Admission)
     app.add_middleware(SecurityHeaders)
@@ -55,17 +58,21 @@ def create_app(services: Services) -> FastAPI:
 
 def _add_pages(app: FastAPI) -> None:
     app.mount("/static", _Fresh(directory=STATIC))
-    app.mount("/docs-static", StaticFiles(directory=Path(fastapi_offline.__file__).parent / "static"))
 
     @app.get("/", include_in_schema=False)
     async def start_page(used: Used) -> RedirectResponse:
-        return RedirectResponse("/chat" if used.settings.webchat_enabled else "/docs")
+        page = "/chat" if used.settings.webchat_enabled else "/docs" if used.settings.docs_open else "/health"
+        return RedirectResponse(page)
 
     @app.get("/embed.js", include_in_schema=False)
     async def launcher() -> FileResponse:
         # Other sites load it: that is its purpose.
         headers = {"Cross-Origin-Resource-Policy": "cross-origin", "Cache-Control": "public, max-age=300"}
         return FileResponse(STATIC / "embed.js", media_type="text/javascript", headers=headers)
+
+
+def _add_api_docs(app: FastAPI) -> None:
+    app.mount("/docs-static", StaticFiles(directory=Path(fastapi_offline.__file__).parent / "static"))
 
     @app.get("/docs", include_in_schema=False)
     async def api_docs() -> HTMLResponse:
@@ -103,11 +110,6 @@ def _add_health(app: FastAPI) -> None:
         degraded = any(check != "ok" for check in checks.values())
         status = "unavailable" if not fine else "degraded" if degraded else "ok"
         return JSONResponse({"status": status, "checks": checks}, 200 if fine else 503)
-
-    @app.get("/metrics", include_in_schema=False)
-    async def metrics(used: Used) -> Response:
-        ACTIVE_SESSIONS.set(await used.hot.active_conversations())
-        return Response(generate_latest(), media_type=CONTENT_TYPE_LATEST)
 
 
 class _Fresh(StaticFiles):
