@@ -1,6 +1,8 @@
 # The two commands: `make run` and `make test`. Both build .venv by themselves.
 PYTHON ?= python3
 VENV := .venv
+# The tests mostly wait: for servers to start, leases to run out, agents to answer.
+WORKERS ?= $(shell expr 2 '*' $$(getconf _NPROCESSORS_ONLN))
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet install
 LOCK := uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-annotate --no-header
@@ -18,10 +20,10 @@ demo-telegram: $(VENV)/run.stamp ## see a Telegram bot at work, without an accou
 	@exec $(BIN)/python scripts/demo_telegram.py
 
 test: $(VENV)/dev.stamp ## run all tests in parallel
-	@$(BIN)/pytest --numprocesses auto $(ARGS)
+	@$(BIN)/pytest --numprocesses $(WORKERS) $(ARGS)
 
 cover: $(VENV)/dev.stamp ## run all tests, and tell which lines none of them reaches
-	@$(BIN)/pytest --numprocesses auto --cov --cov-report term-missing:skip-covered $(ARGS)
+	@$(BIN)/pytest --numprocesses $(WORKERS) --cov --cov-report term-missing:skip-covered $(ARGS)
 
 test-docker: $(VENV)/dev.stamp ## build the image and try the compose stack, with a Docker engine
 	@$(BIN)/pytest tests/docker $(ARGS)
