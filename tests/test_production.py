@@ -200,3 +200,12 @@ async def test_in_production_the_page_of_the_api_is_closed(database: str) -> Non
             async with http.get("/api/v1/sessions", headers={"Authorization": f"Bearer {KEY}"}) as response:
                 assert response.status == 200
         assert f"{bridge.url.replace('127.0.0.1', 'localhost')}/api/v1\n" in bridge.log.read_text()
+
+
+def test_a_service_is_refused_since_its_file_may_say_anything() -> None:
+    safe = f"postgresql://agoric:{PASSWORD}@db/agoric?sslmode=verify-full&sslrootcert=/etc/ca.pem"
+    assert broken(DATABASE_URL=safe) == []
+    for found in (broken(DATABASE_URL=f"{safe}&service=prod"), broken({"PGSERVICE": "prod"}, DATABASE_URL=safe)):
+        (risk,) = found
+        assert (risk.setting, risk.status) == ("DATABASE_URL", "problem")
+        assert "service" in risk.reason

@@ -151,6 +151,8 @@ WRONG = [
     ("CHAT_BRIDGE_TRUSTED_PROXIES", "10.0.0.1,proxy", "each must be an address or a network, or * for all"),
     ("CHAT_BRIDGE_LOG_LEVEL", "loud", "must be 'debug', 'info', 'warning' or 'error'"),
     ("CHAT_BRIDGE_DRAIN_SECONDS", "long", "must be a number"),
+    ("OTEL_EXPORTER_OTLP_HEADERS", "Authorization: Bearer abc", "must be NAME=VALUE"),
+    ("OTEL_EXPORTER_OTLP_HEADERS", "a=1,,b=2", "must be NAME=VALUE"),
     ("CHAT_BRIDGE_DRAIN_SECONDS", "inf", "must be 3600 or less"),
     ("LEASE_SECONDS", "nan", "must be 600 or less"),
     ("BUSY_POLICY", "drop", "must be 'collect', 'followup', 'interrupt', 'latest' or 'reject'"),

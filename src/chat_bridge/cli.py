@@ -93,7 +93,9 @@ def migrate_schema(
     if sql:
         print(migration_sql())
         return
-    _run(_migrate(load_settings(), check))
+    settings = load_settings()
+    configure_logging(settings.log_level, settings.log_format)
+    _run(_migrate(settings, check))
 
 
 @cli.command()
@@ -427,6 +429,7 @@ def _announce(settings: Settings, service: Service, port: int) -> None:
 
 
 async def _migrate(settings: Settings, check: bool) -> None:
+    require_safe(settings)
     await _found_database(settings, asyncio.Event())
     async with database_url(settings, beside=True) as dsn:
         state = await schema_state(dsn) if check else await migrate(dsn)

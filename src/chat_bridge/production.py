@@ -64,11 +64,21 @@ def risks(settings: Settings, environ: Mapping[str, str] = os.environ) -> Sequen
     """Every rule that the settings break; none outside of production. `environ` has PostgreSQL's own variables."""
     if settings.env != "production":
         return []
-    found: list[Risk] = []
+    found = list(_hidden_risks(settings, environ))
     for way in _ways(settings, environ):
         found += _network_risks(way, private=way.name in settings.private_network)
         found += _entry_risks(way, private=way.name in settings.private_network)
     return [*found, *_secret_risks(settings), *_openness_risks(settings)]
+
+
+def _hidden_risks(settings: Settings, environ: Mapping[str, str]) -> Iterator[Risk]:
+    dsn = settings.database_url.get_secret_value() if settings.database_url else ""
+    if "service" in dict(parse_qsl(urlsplit(dsn).query)) or (dsn and environ.get("PGSERVICE")):
+        yield Risk(
+            "DATABASE_URL",
+            "it names a service (service=, PGSERVICE), and nobody looks into that file here",
+            "Write its host, user, password and sslmode into the URL",
+        )
 
 
 def _ways(settings: Settings, environ: Mapping[str, str]) -> Iterator[_Way]:

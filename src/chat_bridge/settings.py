@@ -137,6 +137,15 @@ def _without_credentials(value: str) -> str:
     return value
 
 
+_NAME_VALUE = re.compile(r"\s*[!#$%&'*+.^_`|~0-9A-Za-z-]+\s*=.+")
+
+
+def _name_values(value: SecretStr) -> SecretStr:
+    if not all(_NAME_VALUE.fullmatch(each) for each in value.get_secret_value().split(",")):
+        raise ValueError("must be NAME=VALUE, separated by commas; in a value, write %2C for a comma")
+    return value
+
+
 def _network(value: str) -> str:
     try:
         if value != "*":
@@ -365,7 +374,7 @@ class Settings(BaseModel):
         "Send OpenTelemetry traces to this collector, by OTLP over HTTP; needs the extra `otel`. Not set: no traces.",
         "http://localhost:4318",
     )
-    otel_headers: SecretStr | None = _setting(
+    otel_headers: Annotated[SecretStr, AfterValidator(_name_values)] | None = _setting(
         None,
         "OTEL_EXPORTER_OTLP_HEADERS",
         "Headers for that collector, as NAME=VALUE, comma separated.",

@@ -131,7 +131,7 @@ def configure_logging(level: str, form: Literal["auto", "text", "json"]) -> None
     root.handlers = [handler]
     root.setLevel(level.upper())
     # What the one warns of is a traceback, and our own lines tell of it; the other warns each second.
-    for repeating in ("asyncpg", "opentelemetry.exporter"):
+    for repeating in ("asyncpg", "opentelemetry"):
         logging.getLogger(repeating).setLevel(logging.ERROR)
     # Their lines say nothing that ours don't, and an access log would hold addresses of visitors.
     for noisy in ("uvicorn.access", "uvicorn.error", "alembic", "asyncio", "aiohttp.access", "markdown_it"):

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 Kind = Literal["internal", "server", "client", "producer", "consumer"]
 
 CARRIED = "trace"  # the name in a message's metadata
-EXPORT_SECONDS = 5.0  # what the collector may take for one call, also when the process stops
+EXPORT_SECONDS = 2.0  # a stop waits for up to four batches
 _NOTHING = nullcontext()
 
 

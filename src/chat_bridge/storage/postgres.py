@@ -146,7 +146,7 @@ async def wait_for_server(dsn: str, seconds: float) -> None:
     while time.monotonic() < deadline:
         try:
             connection = await connector.connect(statement_cache_size=0)
-        except (OSError, asyncpg.CannotConnectNowError) as error:
+        except (OSError, asyncpg.PostgresConnectionError, *_NOT_NOW) as error:
             if tls_trouble(error):
                 return
             log.info("database.waiting", reason=str(error) or type(error).__name__)
