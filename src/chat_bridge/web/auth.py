@@ -43,7 +43,7 @@ def visitor_token(secret: str, conversation: str, seconds: int) -> str:
     return jwt.encode(claims, secret, ALGORITHM)  # pyright: ignore[reportUnknownMemberType]
 
 
-def api_client(used: Used, credentials: Credentials) -> ApiClient:
+async def api_client(used: Used, credentials: Credentials) -> ApiClient:
     """Demand the API key."""
     if used.api_key is None:
         raise Problem(401, "The API is closed: set CHAT_BRIDGE_API_KEY and restart.", CHALLENGE)
@@ -52,7 +52,7 @@ def api_client(used: Used, credentials: Credentials) -> ApiClient:
     return ApiClient()
 
 
-def chat_caller(conversation: ConversationPath, used: Used, credentials: Credentials) -> Visitor | ApiClient:
+async def chat_caller(conversation: ConversationPath, used: Used, credentials: Credentials) -> Visitor | ApiClient:
     """Demand the API key, or the token of this conversation's visitor."""
     if credentials is None:
         detail = "Send the visitor's token, or an API key, as `Authorization: Bearer TOKEN`."

@@ -31,6 +31,7 @@ class Services:
     stop_turn: Callable[[ConversationId, Seq], Awaitable[None]]
 
 
-def services(request: Request) -> Services:
+async def services(request: Request) -> Services:
     """The services of the app that a request came to (a FastAPI dependency)."""
+    # Async like all of them, though nothing is awaited: FastAPI takes any other to a thread and back.
     return request.app.state.services
