@@ -1,4 +1,5 @@
-# The bridge without its embedded servers: PostgreSQL and Redis are containers or services of their own.
+# The bridge for PostgreSQL and Redis servers of their own. The locked packages have the extras too, `embedded` among
+# them for its pg_dump, which must not be older than the server.
 #
 # Each stage is one layer of the result, so that a change of the source moves a few hundred kilobytes and not the
 # packages: those change with requirements-image.lock only.
@@ -28,7 +29,8 @@ RUN pip uninstall --yes --root-user-action ignore pip \
 COPY --from=runtime-packages /opt/chat-bridge /opt/chat-bridge
 COPY --from=program /program /opt/chat-bridge
 
-# Nothing is written: the root file system may be read-only. DATABASE_WAIT_SECONDS: containers start in any order.
+# The root file system may be read-only: only /tmp is written, by backups and imports, so mount a tmpfs there.
+# DATABASE_WAIT_SECONDS: containers start in any order.
 ENV PATH=/opt/chat-bridge/bin:$PATH \
     PYTHONDONTWRITEBYTECODE=1 \
     PYTHONUNBUFFERED=1 \

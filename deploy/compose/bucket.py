@@ -14,16 +14,23 @@ from pathlib import Path
 from urllib.parse import quote, urlsplit
 
 PATIENCE_SECONDS = 60
-NOTHING = hashlib.sha256(b"").hexdigest()
+FIRST_REGION = "us-east-1"  # the one that AWS doesn't want to be named
+LOCATION = (
+    '<CreateBucketConfiguration xmlns="http://s3.amazonaws.com/doc/2006-03-01/">'
+    "<LocationConstraint>{region}</LocationConstraint></CreateBucketConfiguration>"
+)
 
 
-def signed_headers(method: str, host: str, path: str, region: str, access_key: str, secret_key: str) -> dict[str, str]:
-    """The headers of a request without body and query."""
+def signed_headers(
+    method: str, host: str, path: str, body: bytes, region: str, access_key: str, secret_key: str
+) -> dict[str, str]:
+    """The headers of a request without query."""
     now = datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
-    headers = {"host": host, "x-amz-content-sha256": NOTHING, "x-amz-date": now}
+    digest = hashlib.sha256(body).hexdigest()
+    headers = {"host": host, "x-amz-content-sha256": digest, "x-amz-date": now}
     names = ";".join(headers)
     lines = "".join(f"{name}:{value}\n" for name, value in headers.items())
-    request = hashlib.sha256(f"{method}\n{path}\n\n{lines}\n{names}\n{NOTHING}".encode()).hexdigest()
+    request = hashlib.sha256(f"{method}\n{path}\n\n{lines}\n{names}\n{digest}".encode()).hexdigest()
     scope = f"{now[:8]}/{region}/s3/aws4_request"
     key = f"AWS4{secret_key}".encode()
     for part in scope.split("/"):
@@ -41,12 +48,13 @@ def ask(method: str, bucket: str) -> tuple[int, str]:
         for name in ("S3_ACCESS_KEY", "S3_SECRET_KEY")
     )
     path = f"{place.path.rstrip('/')}/{quote(bucket)}"
-    region = os.environ.get("AWS_REGION") or "us-east-1"
+    region = os.environ.get("AWS_REGION") or FIRST_REGION
+    body = LOCATION.format(region=region).encode() if method == "PUT" and region != FIRST_REGION else b""
     connect = http.client.HTTPSConnection if place.scheme == "https" else http.client.HTTPConnection
     connection = connect(place.netloc, timeout=10)
     try:
-        headers = signed_headers(method, place.netloc, path, region, access_key, secret_key)
-        connection.request(method, path, headers=headers)
+        headers = signed_headers(method, place.netloc, path, body, region, access_key, secret_key)
+        connection.request(method, path, body, headers)
         response = connection.getresponse()
         return response.status, response.read().decode(errors="replace")
     finally:
@@ -61,7 +69,9 @@ def made(bucket: str) -> str:
     status, answer = ask("PUT", bucket)
     if status == 200:
         return "made"
-    if status >= 500:
+    if status == 409 and ask("HEAD", bucket)[0] == 200:  # somebody else has made it meanwhile
+        return "is there"
+    if status >= 500 or "OperationAborted" in answer:  # the second: somebody else is making it
         raise OSError(f"the S3 server answers {status}")
     sys.exit(f"the bucket {bucket} can't be made: {status} {answer[:500]}")
 

@@ -25,7 +25,10 @@ NAMES = (
 def given(name: str) -> str:
     """What the operator says; empty when that is nothing."""
     file = os.environ.get(f"{name}_FILE")
-    value = (Path(file).read_text(encoding="utf-8") if file else os.environ.get(name, "")).strip()
+    try:
+        value = (Path(file).read_text(encoding="utf-8") if file else os.environ.get(name, "")).strip()
+    except OSError as error:
+        sys.exit(f"{name}_FILE: {file} can't be read ({error.strerror})")
     if not re.fullmatch(r"[!#-\[\]-~]*", value):  # Redis reads it from a line of its configuration
         sys.exit(f'{name}: may have ASCII letters, digits and signs only, but no spaces, no " and no \\')
     return value

@@ -26,6 +26,7 @@ PAGE = PROJECT / "docs" / "operate" / "kubernetes.md"
 OVERLAYS = ["base", "example"]
 VERSIONS = ["1.27", "1.32", "1.37"]
 MOUNTED = "/run/secrets/chat-bridge/"
+NEEDED = ("Namespace", "ServiceAccount", "ConfigMap")
 SECRET_VALUES = {
     "DATABASE_URL": "postgresql://agoric:5b8c1f0e6d7a49320c1e@db.example/agoric?sslmode=verify-full&sslrootcert=/run/tls/ca",
     "REDIS_URL": "rediss://:5b8c1f0e6d7a49320c1e@cache.example/0",
@@ -112,10 +113,22 @@ def test_what_a_pod_refers_to_is_there(overlay: str) -> None:
         images.add(container["image"])
         assert container["envFrom"] == [{"configMapRef": {"name": settings}}]
         assert pod["spec"]["serviceAccountName"] == account
-        volumes = {volume["name"]: volume["secret"]["secretName"] for volume in pod["spec"]["volumes"]}
+        volumes = {volume["name"]: volume.get("secret", {}).get("secretName") for volume in pod["spec"]["volumes"]}
         mounts = {mount["mountPath"]: volumes[mount["name"]] for mount in container["volumeMounts"]}
-        assert mounts == {MOUNTED.rstrip("/"): "chat-bridge", "/run/tls": "chat-bridge-tls"}
+        assert mounts == {MOUNTED.rstrip("/"): "chat-bridge", "/run/tls": "chat-bridge-tls", "/tmp": None}
+        assert {"name": "tmp", "emptyDir": {"sizeLimit": "1Gi"}} in pod["spec"]["volumes"]
     assert len(images) == 1, "the Job migrates for the very program that runs"
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_what_the_job_needs_comes_before_it(overlay: str) -> None:
+    def wave(document: Document) -> int:
+        return int(document["metadata"].get("annotations", {}).get("argocd.argoproj.io/sync-wave", 0))
+
+    job = of_kind(overlay, "Job")
+    needed = [document for document in rendered(overlay) if document["kind"] in NEEDED]
+    assert {"ServiceAccount", "ConfigMap"} <= {document["kind"] for document in needed}
+    assert max(wave(document) for document in needed) < wave(job) < wave(of_kind(overlay, "Deployment"))
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)

