@@ -7,6 +7,7 @@ import resource
 import signal
 import socket
 import sys
+import threading
 from collections.abc import Awaitable, Callable, Coroutine, Generator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
@@ -166,7 +167,7 @@ OfBackup = Annotated[
 @backups.command("create")
 def create_backup() -> None:
     """Make a backup now; the bridge may run meanwhile."""
-    _run(_create_backup(load_settings()))
+    _run(_until_signal(_create_backup(load_settings())))
 
 
 @backups.command("list")
@@ -178,7 +179,7 @@ def list_backups() -> None:
 @backups.command("verify")
 def verify_backup(backup: OfBackup = None) -> None:
     """Restore one into a scratch database on the same server, compare every table, and drop it."""
-    _run(_verify_backup(load_settings(), backup))
+    _run(_until_signal(_verify_backup(load_settings(), backup)))
 
 
 @backups.command("restore")
@@ -187,7 +188,7 @@ def restore_backup(
     replace: Annotated[bool, typer.Option("--replace", help="Give up the rows that are there.")] = False,
 ) -> None:
     """Restore one into the database of the settings, while no bridge runs on it."""
-    _run(_restore_backup(load_settings(), None if backup == "newest" else backup, replace))
+    _run(_until_signal(_restore_backup(load_settings(), None if backup == "newest" else backup, replace)))
 
 
 @backups.command("prune")
@@ -509,6 +510,28 @@ async def _dlq(work: Callable[[Store], Awaitable[None]]) -> None:
     ):
         (await schema_state(dsn)).require_usable()
         await work(Store(database, owner="dlq"))
+
+
+async def _until_signal(work: Coroutine[Any, Any, None]) -> None:
+    """Do what has to be undone when it stops in the middle: `docker stop` and a closed ssh end it as Ctrl-C does."""
+    task, got = asyncio.current_task(), list[str]()
+    assert task is not None
+
+    def stop(number: signal.Signals) -> None:
+        if not got:  # once: the undoing is to come to its end
+            task.cancel()
+        got.append(number.name)
+
+    main = threading.current_thread() is threading.main_thread()  # no other thread hears of signals
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if main and signal.getsignal(number) != signal.SIG_IGN:  # as nohup wants it
+            asyncio.get_running_loop().add_signal_handler(number, stop, number)
+    try:
+        await work
+    except asyncio.CancelledError:
+        if not got:
+            raise
+        raise BackupError(f"stopped by {got[0]}") from None
 
 
 async def _create_backup(settings: Settings) -> None:

@@ -4,7 +4,8 @@ import asyncio
 import errno
 import io
 import json
-from collections.abc import Generator
+import threading
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -14,16 +15,16 @@ import pyrage
 import pytest
 
 from chat_bridge.backup import vault as vault_module
-from chat_bridge.backup.manifest import BackupError, from_json, new_id
+from chat_bridge.backup.manifest import BackupError, Dump, Manifest, TableSum, from_json, new_id
 from chat_bridge.backup.places import Bucket, Folder, open_place
 from chat_bridge.backup.programs import run
-from chat_bridge.backup.restore import ASIDE, SCRATCH, restore, verify
-from chat_bridge.backup.seal import library, read_key
+from chat_bridge.backup.restore import SCRATCH, restore, verify
+from chat_bridge.backup.seal import Reader, Writer, library, read_key
 from chat_bridge.backup.tables import known_tables
 from chat_bridge.backup.vault import Vault
-from chat_bridge.errors import StorageError
+from chat_bridge.errors import SchemaError, StorageError
 from chat_bridge.storage import leases
-from chat_bridge.storage.migrate import migrate
+from chat_bridge.storage.migrate import ASIDE, migrate, schema_state
 from tests.backup.stocked import TEXTS, contents, stock, vault_in
 from tests.conftest import fresh_database
 from tests.observe import rows
@@ -106,6 +107,42 @@ async def test_tables_of_others_are_left_alone(database: str, tmp_path: Path) ->
 async def test_a_database_without_the_bridge_is_no_backup(empty_database: str, tmp_path: Path) -> None:
     with pytest.raises(BackupError, match="no tables of the bridge"):
         await vault_in(tmp_path).create(empty_database)
+    assert list(tmp_path.iterdir()) == []
+
+
+async def test_a_database_without_the_schema_of_postgresql_is_told(empty_database: str, tmp_path: Path) -> None:
+    path = "&options=-csearch_path%3Dnowhere"
+    with pytest.raises(BackupError, match="make it first, such as `create schema public`"):
+        await vault_in(tmp_path).create(f"{empty_database}{path}")
+
+
+async def test_a_backup_that_is_cancelled_at_its_end_is_gone(database: str, tmp_path: Path) -> None:
+    writing, loop = asyncio.Event(), asyncio.get_running_loop()
+    removed, written = threading.Event(), threading.Event()
+
+    class Slow(Folder):
+        """Writes a manifest only when it should have been removed."""
+
+        @contextmanager
+        def writing(self, name: str) -> Generator[Writer]:
+            if name.endswith("manifest.json"):
+                loop.call_soon_threadsafe(writing.set)
+                removed.wait(0.3)
+            with super().writing(name) as target:
+                yield target
+            if name.endswith("manifest.json"):
+                written.set()
+
+        def delete(self, names: Sequence[str]) -> None:
+            super().delete(names)
+            removed.set()
+
+    creating = asyncio.create_task(Vault(Slow(tmp_path), None).create(database))
+    await writing.wait()
+    creating.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await creating
+    await asyncio.to_thread(written.wait)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -210,7 +247,13 @@ async def test_another_dump_under_the_name_of_this_one_is_found(database: str, t
         await verify(vault, from_json(json.dumps(mixed).encode()), database)
 
 
-@pytest.mark.parametrize("text", [b"", b"[]", b"{}", b'{"format": 1, "tables": 3}', b"\xff"])
+A_DUMP = Dump("database.dump", 1, "0", 18, None)
+NO_MESSAGES = Manifest(*["x"] * 6, dump=A_DUMP, tables={}).to_json()
+A_MANIFEST = Manifest(*["x"] * 6, dump=A_DUMP, tables={"messages": TableSum(0, "0")}).to_json()
+NO_NUMBER = A_MANIFEST.replace(b'"bytes": 1', b'"bytes": {}')
+
+
+@pytest.mark.parametrize("text", [b"", b"[]", b"{}", b'{"format": 1, "tables": 3}', b"\xff", NO_MESSAGES, NO_NUMBER])
 def test_a_damaged_manifest_is_told(text: bytes) -> None:
     with pytest.raises(BackupError, match="its manifest is damaged"):
         from_json(text)
@@ -307,6 +350,66 @@ async def test_a_restore_that_is_cancelled_leaves_the_rows_there_were(database: 
     assert await schemas(database) == []
 
 
+class Interrupted(Folder):
+    """Somebody runs this SQL when a dump begins to be read."""
+
+    def __init__(self, folder: Path, dsn: str, query: str) -> None:
+        super().__init__(folder)
+        self._loop = asyncio.get_running_loop()
+        self._interruption = dsn, query
+
+    @contextmanager
+    def reading(self, name: str) -> Generator[Reader]:
+        asyncio.run_coroutine_threadsafe(rows(*self._interruption), self._loop).result()
+        with super().reading(name) as source:
+            yield source
+
+
+LOSE_CONNECTION = """
+select pg_terminate_backend(pid, 10000) from pg_stat_activity
+where datname = current_database() and application_name = 'chat-bridge backup'
+"""
+
+
+async def test_a_restore_that_loses_its_connection_puts_the_rows_back(database: str, tmp_path: Path) -> None:
+    await stock(database)
+    manifest = await vault_in(tmp_path).create(database)
+    await stock(database, "later")
+    before = await contents(database)
+    with pytest.raises(StorageError):
+        await restore(Vault(Interrupted(tmp_path, database, LOSE_CONNECTION), None), manifest, database, replace=True)
+    assert await contents(database) == before
+    assert await schemas(database) == []
+
+
+async def test_rows_that_can_not_be_put_back_are_named(database: str, tmp_path: Path) -> None:
+    manifest = await vault_in(tmp_path).create(database)
+    (tmp_path / manifest.id / manifest.dump.name).write_bytes(b"PGDMP")
+    place = Interrupted(tmp_path, database, f"drop table {ASIDE}.moves")
+    with pytest.raises(BackupError, match=rf"its checksum differs; and the rows .* not be put back .* schema {ASIDE}"):
+        await restore(Vault(place, None), manifest, database, replace=True)
+    assert await schemas(database) == [ASIDE]
+
+
+async def test_no_bridge_begins_while_an_empty_database_is_filled(empty_database: str, tmp_path: Path) -> None:
+    async with fresh_database("15", template=True) as old:
+        manifest = await vault_in(tmp_path).create(old)
+    refused: list[str] = []
+
+    class Watched(Interrupted):
+        @contextmanager
+        def reading(self, name: str) -> Generator[Reader]:
+            with pytest.raises(SchemaError, match="is at work on this database") as told:
+                asyncio.run_coroutine_threadsafe(migrate(empty_database), self._loop).result()
+            refused.append(str(told.value))
+            with super().reading(name) as source:
+                yield source
+
+    await restore(Vault(Watched(tmp_path, empty_database, "select"), None), manifest, empty_database, replace=False)
+    assert len(refused) == 1
+    assert await contents(empty_database) == manifest.tables
+
+
 async def test_a_failed_restore_into_nothing_leaves_nothing(empty_database: str, tmp_path: Path) -> None:
     async with fresh_database("15", template=True) as old:
         manifest = await vault_in(tmp_path).create(old)
@@ -325,7 +428,10 @@ async def test_after_a_killed_restore_a_person_decides(database: str, tmp_path: 
         await connection.execute(f"create schema {ASIDE}")
         for table in known_tables():
             await connection.execute(f"alter table {table} set schema {ASIDE}")
-        await migrate(database)  # as a bridge does that was started then
+        with pytest.raises(SchemaError, match=f"the rows from before it are in the schema {ASIDE}"):
+            await migrate(database)  # as a bridge does that is started then
+        with pytest.raises(SchemaError, match=f"the rows from before it are in the schema {ASIDE}"):
+            await schema_state(database)  # and one that does not migrate
         with pytest.raises(BackupError, match=f"the rows from before it are in the schema {ASIDE}"):
             await restore(vault, manifest, database, replace=True)
         page = (Path(__file__).parents[2] / "docs" / "operate" / "backup.md").read_text(encoding="utf-8")
@@ -474,6 +580,18 @@ async def test_a_bucket_shows_only_whole_objects(bucket: tuple[str, dict[str, st
         while data := await asyncio.to_thread(source.read, 1000_003):
             found += data
     assert found == big
+
+
+async def test_the_endpoint_for_s3_goes_before_the_one_for_all(
+    bucket: tuple[str, dict[str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url, environment = bucket
+    address, nowhere = environment["AWS_ENDPOINT_URL"], "https://127.0.0.1:9"
+    # In the process's own environment too, where the library looks.
+    for name, endpoint in (("AWS_ENDPOINT_URL", nowhere), ("AWS_ENDPOINT_URL_S3", address)):
+        monkeypatch.setenv(name, endpoint)
+        environment[name] = endpoint
+    assert await asyncio.to_thread(open_place(url, environment).names) == []
 
 
 async def test_a_bucket_that_is_not_there_is_told(bucket: tuple[str, dict[str, str]]) -> None:

@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 
 from chat_bridge.backup.manifest import BackupError, new_id
 from chat_bridge.cli import cli
+from chat_bridge.storage.migrate import ASIDE
 from tests.backup.stocked import contents, stock, vault_in
 from tests.conftest import fresh_database
 from tests.observe import rows, run_command
@@ -66,7 +67,7 @@ async def test_from_a_backup_to_another_database(
         await backup("restore", damaged)
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT], ids=["killed", "Ctrl-C"])
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM], ids=["killed", "Ctrl-C", "stopped"])
 async def test_what_ends_in_the_middle_is_no_backup(number: signal.Signals, database: str, tmp_path: Path) -> None:
     settings = {"DATABASE_URL": database, "CHAT_BRIDGE_SECRET": "s" * 32, "BACKUP_TO": str(tmp_path)}
     async with looking(database) as holder, holder.transaction():
@@ -88,10 +89,40 @@ async def test_what_ends_in_the_middle_is_no_backup(number: signal.Signals, data
         await process.communicate()
     assert await vault_in(tmp_path).whole() == []
     left = list(tmp_path.iterdir())
-    if number == signal.SIGINT:
+    if number != signal.SIGKILL:
         assert left == []
     else:
         (half,) = left
         half.rename(tmp_path / new_id(datetime.now(UTC) - timedelta(days=2), "abcdef12"))
         assert len(await vault_in(tmp_path).prune(keep=1)) == 1
         assert list(tmp_path.iterdir()) == []
+
+
+async def test_a_restore_whose_ssh_is_closed_puts_the_rows_back(database: str, tmp_path: Path) -> None:
+    vault = vault_in(tmp_path)
+    manifest = await vault.create(database)
+    await rows(database, "drop table moves")
+    await stock(database)
+    before = await contents(database)
+    settings = {"DATABASE_URL": database, "CHAT_BRIDGE_SECRET": "s" * 32, "BACKUP_TO": str(tmp_path)}
+    async with looking(database) as holder, holder.transaction():
+        await holder.execute("create table moves ()")  # pg_restore waits until this name is free
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "chat_bridge", "backup", "restore", manifest.id, "--replace"),
+            env={"PATH": os.environ["PATH"], "HOME": "/nonexistent", **settings},
+            cwd=tmp_path,
+            stdin=asyncio.subprocess.DEVNULL,
+            stderr=asyncio.subprocess.PIPE,
+        )
+        waiting = """select from pg_stat_activity where datname = current_database() and wait_event_type = 'Lock'
+                and starts_with(application_name, 'chat-bridge backup ')"""
+        while not await rows(database, waiting):
+            assert process.returncode is None
+            await asyncio.sleep(0.02)
+        process.send_signal(signal.SIGHUP)
+        _, errors = await process.communicate()
+        assert (process.returncode, errors) == (1, b"chat-bridge: stopped by SIGHUP\n")
+        assert await rows(database, waiting) == []
+        await holder.execute("drop table moves")
+    assert await contents(database) == before
+    assert await rows(database, "select from pg_namespace where nspname = $1", ASIDE) == []

@@ -2,6 +2,8 @@
 
 import asyncio
 import subprocess
+import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -88,11 +90,48 @@ def test_another_database_of_the_same_server(dsn: str, other: str) -> None:
         ("postgresql://me:db@db:5432/db", "postgresql://me@db:5432/db", "db"),
         ("postgresql://me@db/agoric", "postgresql://me@db/agoric", None),
         ("postgresql://me@[::1]:5432/agoric", "postgresql://me@[::1]:5432/agoric", None),
-        ("postgresql://db/agoric?password=pw&sslmode=require", "postgresql://db/agoric?&sslmode=require", "pw"),
+        ("postgresql://db/agoric?password=pw&sslmode=require", "postgresql://db/agoric?sslmode=require", "pw"),
+        ("postgresql://me:p@ss@db/agoric", "postgresql://me@db/agoric", "p@ss"),
+        ("postgresql://me:pw@a,b/agoric?password=other", "postgresql://me@a,b/agoric", "pw"),
+        ("postgresql://db/agoric?pass%77ord=p%26w", "postgresql://db/agoric", "p&w"),
+        ("postgresql://db?options=-csearch_path%3Da", "postgresql://db?options=-csearch_path%3Da", None),
+        ("postgresql:///agoric?host=/a&sslpassword=", "postgresql:///agoric?host=/a", None),
     ],
 )
 def test_no_password_is_in_the_list_of_processes(dsn: str, shown: str, password: str | None) -> None:
     assert without_password(dsn) == (shown, password)
+
+
+@pytest.mark.parametrize("query", ["sslpassword=kk", "sslpassword=kk&password=kk", "sslmode=require&sslpassword=kk"])
+def test_a_secret_that_could_only_be_shown_is_refused(query: str) -> None:
+    with pytest.raises(BackupError, match="would show the sslpassword of DATABASE_URL") as refused:
+        without_password(f"postgresql://me@db/agoric?{query}")
+    assert "kk" not in str(refused.value)
+
+
+async def run_script(path: Path, script: str, work: Callable[[programs.Running], None]) -> None:
+    path.write_text(f"#!/bin/sh\n{script}\n")
+    path.chmod(0o755)
+    program = programs.Program(path, 18)
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    await run(program, "postgresql://me@db/agoric", "a test", [], work, **pipes)
+
+
+async def test_complaints_are_heard_without_a_folder_to_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "nothing"))
+    script = "echo 'a warning' >&2; echo 'pg_restore: error: no' >&2; exit 1"
+    with pytest.raises(BackupError, match=r"^pg_restore: error: no$"):
+        await run_script(tmp_path / "pg_restore", script, lambda running: running.finish())
+
+
+async def test_a_broken_pipe_does_not_hide_what_went_wrong(tmp_path: Path) -> None:
+    def work(running: programs.Running) -> None:
+        assert running.read(6) == b"ready\n"
+        running.write(b"what it does not hear")
+        raise BackupError("its checksum differs")
+
+    with pytest.raises(BackupError, match="its checksum differs"):
+        await run_script(tmp_path / "pg_restore", "exec 0<&-; echo ready; exec sleep 600", work)
 
 
 async def test_a_program_that_is_not_waited_for_is_ended(tmp_path: Path) -> None:

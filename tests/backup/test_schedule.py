@@ -1,7 +1,7 @@
 """Backups by themselves: made when they are due, by one process of all."""
 
 import asyncio
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -14,7 +14,9 @@ from chat_bridge.backup.places import Folder
 from chat_bridge.backup.schedule import LEASE, LEASE_SECONDS, LOOK_SECONDS, Schedule
 from chat_bridge.backup.seal import Writer
 from chat_bridge.backup.vault import Vault
+from chat_bridge.errors import StorageError
 from chat_bridge.storage import leases
+from chat_bridge.storage.postgres import Database
 from tests.backup.stocked import vault_in
 from tests.observe import rows
 from tests.storage.dialogue import opened, opened_often
@@ -78,6 +80,77 @@ async def test_who_lost_the_lease_stops(database: str, tmp_path: Path, monkeypat
         assert taken.is_set()
         assert await rows(database, "select name, owner from leases") == [{"name": LEASE, "owner": "another"}]
     assert await vault_in(tmp_path).whole() == []
+
+
+async def test_a_backup_outlives_a_renewal_that_failed(
+    database: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(schedule, "LEASE_SECONDS", 3.0)
+    loop, failed, tried = asyncio.get_running_loop(), asyncio.Event(), list[str]()
+    take = leases.take
+
+    async def take_but_once(database: Database, name: str, owner: str, seconds: float) -> bool:
+        tried.append(name)
+        if len(tried) == 2:
+            failed.set()
+            raise StorageError("PostgreSQL: gone for a moment")
+        return await take(database, name, owner, seconds)
+
+    class Slow(Folder):
+        @contextmanager
+        def writing(self, name: str) -> Generator[Writer]:
+            asyncio.run_coroutine_threadsafe(failed.wait(), loop).result()
+            with super().writing(name) as target:
+                yield target
+
+    monkeypatch.setattr(leases, "take", take_but_once)
+    async with opened(database) as store:
+        await Schedule(store, database, Vault(Slow(tmp_path), None), DAY, keep=1).once()
+    assert len(await vault_in(tmp_path).whole()) == 1
+
+
+async def test_a_backup_stops_when_its_lease_could_not_be_renewed_in_time(
+    database: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(schedule, "LEASE_SECONDS", 0.1)
+    loop, over, tried = asyncio.get_running_loop(), asyncio.Event(), list[str]()
+    take = leases.take
+
+    async def take_first(database: Database, name: str, owner: str, seconds: float) -> bool:
+        tried.append(name)
+        if len(tried) > 1:
+            loop.call_later(1.0, over.set)
+            raise StorageError("PostgreSQL: gone for good")
+        return await take(database, name, owner, seconds)
+
+    class Slow(Folder):
+        @contextmanager
+        def writing(self, name: str) -> Generator[Writer]:
+            asyncio.run_coroutine_threadsafe(over.wait(), loop).result()
+            with super().writing(name) as target:
+                yield target
+
+    monkeypatch.setattr(leases, "take", take_first)
+    async with opened(database) as store:
+        with pytest.raises(StorageError, match="gone for good"):
+            await Schedule(store, database, Vault(Slow(tmp_path), None), DAY, keep=1).once()
+    assert await vault_in(tmp_path).whole() == []
+
+
+async def test_old_backups_that_can_not_be_removed_are_no_failed_backup(
+    database: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Locked(Folder):
+        def delete(self, names: Sequence[str]) -> None:
+            raise BackupError("the bucket is locked")
+
+    leave(tmp_path, DAY)
+    async with opened(database) as store:
+        assert await Schedule(store, database, Vault(Locked(tmp_path), None), DAY, keep=1).once() == LOOK_SECONDS
+    told = capsys.readouterr().out
+    assert "backup.made" in told
+    assert "backup.prune_failed" in told
+    assert "the bucket is locked" in told
 
 
 async def test_a_failure_is_told_and_tried_again(

@@ -69,6 +69,8 @@ def from_json(text: bytes) -> Manifest:
         if whole["format"] > FORMAT:
             raise BackupError("a newer agoric-chat-bridge made it: use that one")
         tables = {name: TableSum(**table) for name, table in whole["tables"].items()}
+        if not all(isinstance(number, int) for number in (whole["dump"]["bytes"], whole["tables"]["messages"]["rows"])):
+            raise TypeError("no number")
         fields = ("id", "created_at", "program", "revision", "postgresql", "namespace")
         return Manifest(**{name: whole[name] for name in fields}, dump=Dump(**whole["dump"]), tables=tables)
     except (ValueError, KeyError, TypeError, AttributeError) as error:

@@ -21,7 +21,6 @@ _CREDENTIALS = {
         "AWS_SECRET_ACCESS_KEY",
         "AWS_SESSION_TOKEN",
         "AWS_REGION",
-        "AWS_ENDPOINT_URL",
     ),
     "gs": ("GOOGLE_SERVICE_ACCOUNT", "GOOGLE_SERVICE_ACCOUNT_KEY"),
     "az": ("AZURE_STORAGE_ACCOUNT_NAME", "AZURE_STORAGE_ACCOUNT_KEY", "AZURE_STORAGE_SAS_TOKEN"),
@@ -112,8 +111,11 @@ class Bucket:
         self._obstore = library("obstore")
         self._errors_of_library = library("obstore.exceptions").BaseError
         config = {name.lower(): environment[name] for name in credentials if environment.get(name)}
+        endpoint = environment.get("AWS_ENDPOINT_URL_S3") or environment.get("AWS_ENDPOINT_URL") or ""
+        if endpoint and url.startswith("s3://"):
+            config["aws_endpoint_url"] = endpoint
         # Without TLS only where the endpoint's own address says so.
-        plain = {"allow_http": environment.get("AWS_ENDPOINT_URL", "").startswith("http://")}
+        plain = {"allow_http": endpoint.startswith("http://")}
         with self._errors():
             self._store = library("obstore.store").from_url(url, config=config, client_options=plain)
 

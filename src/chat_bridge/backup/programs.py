@@ -11,7 +11,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Literal, TypeVar
-from urllib.parse import unquote
+from urllib.parse import parse_qsl, unquote
 
 from chat_bridge.backup.manifest import BackupError
 from chat_bridge.errors import EmbeddedPostgresError
@@ -101,11 +101,28 @@ def with_database(dsn: str, database: str) -> str:
 
 
 def without_password(dsn: str) -> tuple[str, str | None]:
-    """The DSN as everybody may see it in the list of processes, and its password."""
-    given = re.match(r"(\w+://[^:@/?#]*):([^@/?#]*)@", dsn) or re.search(r"()[?&]password=([^&]*)", dsn)
-    if given is None:
-        return dsn, None
-    return dsn.replace(f":{given[2]}@", "@", 1).replace(f"password={given[2]}", "", 1), unquote(given[2])
+    """The DSN as everybody may see it in the list of processes, and its password. Raises BackupError for a secret
+    that can be told in no other way."""
+    parts = re.match(r"(\w+://)([^/?#]*)([^?#]*)\??([^#]*)", dsn)
+    assert parts is not None
+    scheme, hosts, path, query = parts.groups()
+    account, at, hosts = hosts.rpartition("@")
+    user, _, password = account.partition(":")
+    options: list[str] = []
+    secrets: dict[str, str] = {}
+    for option in query.split("&"):
+        name, value = next(iter(parse_qsl(option, keep_blank_values=True)), ("", ""))
+        if name in ("password", "sslpassword"):
+            secrets[name] = value
+        elif option:
+            options.append(option)
+    if secrets.get("sslpassword"):
+        raise BackupError(
+            "pg_dump and pg_restore would show the sslpassword of DATABASE_URL to everybody on this machine: give this "
+            "command a DATABASE_URL with an sslkey that needs none"
+        )
+    shown = f"{scheme}{user}{at}{hosts}{path}?{'&'.join(options)}".rstrip("?")
+    return shown, unquote(password) or secrets.get("password")
 
 
 class Running:
@@ -130,11 +147,15 @@ class Running:
     def flush(self) -> None:
         """The pipe is flushed when it is closed."""
 
-    def finish(self) -> None:
-        """Wait for its end. Raises BackupError when it failed."""
+    def hang_up(self) -> None:
+        """Say nothing more to it. It need not have heard all: `finish` tells whether it was content."""
         with suppress(BrokenPipeError):
             if self._process.stdin is not None:
                 self._process.stdin.close()
+
+    def finish(self) -> None:
+        """Wait for its end. Raises BackupError when it failed."""
+        self.hang_up()
         if (code := self._process.wait()) != 0:
             raise BackupError(self._last_words() or f"{Path(str(self._process.args)).name} failed with the code {code}")
 
@@ -149,6 +170,13 @@ def _started(command: Sequence[str], **options: Any) -> subprocess.Popen[Any]:
     return subprocess.Popen(command, **options)
 
 
+def _notepad() -> IO[bytes]:
+    """A file for what a program complains of. In memory where that can be: a container may have no folder to write."""
+    if hasattr(os, "memfd_create"):
+        return os.fdopen(os.memfd_create("chat-bridge-backup"), "w+b")
+    return tempfile.TemporaryFile()
+
+
 async def run(
     program: Program, dsn: str, name: str, arguments: Sequence[str], work: Callable[[Running], T], **pipes: Any
 ) -> T:
@@ -158,7 +186,7 @@ async def run(
     environment = {**os.environ, "PGAPPNAME": name} | ({} if password is None else {"PGPASSWORD": password})
     command = [str(program.path), f"--dbname={shown}", "--no-password", *arguments]
     with (
-        tempfile.TemporaryFile() as words,
+        _notepad() as words,
         _started(command, stderr=words, env=environment, start_new_session=True, **pipes) as process,
     ):
         running = Running(process, words)
@@ -169,3 +197,4 @@ async def run(
             process.kill()
             await asyncio.wait([working])
             working.exception()  # heard, also when we are cancelled
+            running.hang_up()  # here, so that no broken pipe takes the place of what went wrong

@@ -1,7 +1,8 @@
 """Restore a backup: into a scratch database to see whether it is good, or for good.
 
 The rows that a restore replaces are moved aside, and dropped when the restored ones have been counted and compared.
-Until then every failure puts them back.
+Until then every failure puts them back, if the server can be reached; if not, or if the process is killed, they stay
+aside, and neither a bridge nor a migration nor another restore begins until a person has put them back.
 """
 
 import asyncio
@@ -27,19 +28,25 @@ from chat_bridge.backup.tables import (
     sum_up,
 )
 from chat_bridge.backup.vault import Vault
-from chat_bridge.storage.migrate import compare
-from chat_bridge.storage.postgres import Connection
+from chat_bridge.errors import ChatBridgeError
+from chat_bridge.storage.migrate import ASIDE, compare
+from chat_bridge.storage.postgres import Connection, wait_for_server
 
-ASIDE = "chat_bridge_replaced"  # the schema of the rows that are replaced
 SCRATCH = "chat_bridge_verify_"
 OLD_SCRATCH = timedelta(days=1)
 FORBIDDEN = "42501"  # insufficient_privilege
+PUT_BACK_SECONDS = 30.0  # for a server that begins anew
 
 _HAS_ROWS = "select exists (select from {table})"
 _RUNNING = """
 select
   exists (select from {leases} where lease_until > clock_timestamp()) as leases,
   exists (select from {turns} where status = 'running' and lease_until > clock_timestamp()) as turns
+"""
+_WHOSE_ASIDE = "select obj_description(to_regnamespace($1), 'pg_namespace')"
+_END = """
+select pg_terminate_backend(pid, 10000) from pg_stat_activity
+where datname = current_database() and (application_name = $1 or application_name = $2 and $1 = $2 || ' ' || pid)
 """
 
 
@@ -66,7 +73,7 @@ async def verify(vault: Vault, manifest: Manifest, dsn: str) -> None:
 
 async def restore(vault: Vault, manifest: Manifest, dsn: str, *, replace: bool) -> None:
     """Restore into this database. `replace`: also over rows that are there. Raises BackupError and StorageError; then
-    the database is as it was."""
+    the database is as it was, unless the message says where its rows are."""
     if not compare(manifest.revision).known:
         raise BackupError(
             f"its schema ({manifest.revision}) is newer than this program: restore it with agoric-chat-bridge "
@@ -78,14 +85,22 @@ async def restore(vault: Vault, manifest: Manifest, dsn: str, *, replace: bool) 
         await _require_idle(connection, tables)
         if not replace:
             await _require_empty(connection, tables)
-        await _put_aside(connection, tables)
+        name = _name(connection)
         try:
+            await _put_aside(connection, tables)
             await _fill(vault, manifest, dsn, connection)
-        except BaseException:
-            await asyncio.shield(_put_back(connection, tables))
-            raise
-        if tables.names:
             await connection.execute(f"drop schema {ASIDE} cascade")
+        except BaseException as error:
+            connection.terminate()  # it may be what broke, or be busy still
+            try:
+                await asyncio.shield(_put_back(dsn, name, tables))
+            except ChatBridgeError as trouble:
+                reason = (str(error) or type(error).__name__).splitlines()[0]
+                raise BackupError(
+                    f"{reason}; and the rows that were there could not be put back ({trouble}): if there is a schema "
+                    f"{ASIDE}, they are in it. docs/operate/backup.md shows how to put them back"
+                ) from error
+            raise
 
 
 async def _fill(vault: Vault, manifest: Manifest, dsn: str, connection: Connection) -> None:
@@ -155,25 +170,28 @@ async def _require_empty(connection: Connection, tables: Tables) -> None:
 
 
 async def _put_aside(connection: Connection, tables: Tables) -> None:
-    if tables.names:
-        async with connection.transaction():
-            await connection.execute(f"create schema {ASIDE}")
-            for table in tables.names:
-                await connection.execute(f"alter table {tables.full_name(table)} set schema {ASIDE}")
-
-
-async def _put_back(connection: Connection, tables: Tables) -> None:
-    # Of a program that was killed, the server's side may still be at work.
-    await connection.fetch(
-        "select pg_terminate_backend(pid, 10000) from pg_stat_activity where application_name = $1", _name(connection)
-    )
-    aside = Tables(ASIDE, tables.names)
+    """Move the tables to a schema that bears our name. It is made also when there are none: it keeps bridges away."""
     async with connection.transaction():
-        for table in sorted(known_tables()):
-            await connection.execute(f"drop table if exists {Tables(tables.namespace, []).full_name(table)}")
+        await connection.execute(f"create schema {ASIDE}")
+        await connection.execute(f"comment on schema {ASIDE} is '{_name(connection)}'")
         for table in tables.names:
-            await connection.execute(f"alter table {aside.full_name(table)} set schema {quoted(tables.namespace)}")
-        if tables.names:
+            await connection.execute(f"alter table {tables.full_name(table)} set schema {ASIDE}")
+
+
+async def _put_back(dsn: str, name: str, tables: Tables) -> None:
+    """Undo a restore, wherever it stopped. `name`: what it was known by. Raises StorageError."""
+    await wait_for_server(dsn, PUT_BACK_SECONDS)
+    aside = Tables(ASIDE, tables.names)
+    async with connected(dsn) as connection:
+        # Of a connection or a program that is gone, the server's side may still be at work.
+        await connection.fetch(_END, name, NAME)
+        async with connection.transaction():
+            if await connection.fetchval(_WHOSE_ASIDE, ASIDE) != name:
+                return  # nothing was moved, or the restore had come to its end
+            for table in sorted(known_tables()):
+                await connection.execute(f"drop table if exists {Tables(tables.namespace, []).full_name(table)}")
+            for table in tables.names:
+                await connection.execute(f"alter table {aside.full_name(table)} set schema {quoted(tables.namespace)}")
             await connection.execute(f"drop schema {ASIDE}")
 
 

@@ -1,13 +1,15 @@
 """Backups by themselves, every so many hours: one process makes them, and when it dies another does."""
 
 import asyncio
+import time
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 
 from uuid_utils.compat import uuid7
 
 from chat_bridge.backup.manifest import BackupError, made_at
 from chat_bridge.backup.vault import Vault, open_vault
-from chat_bridge.errors import ChatBridgeError
+from chat_bridge.errors import ChatBridgeError, StorageError
 from chat_bridge.settings import Settings
 from chat_bridge.storage import leases
 from chat_bridge.storage.store import Store
@@ -52,7 +54,8 @@ class Schedule:
             if await self._until_due() <= 0:  # another one may have been quicker
                 await self._make_one()
         finally:
-            await leases.release(self._store.database, LEASE, self._owner)
+            with suppress(StorageError):  # then it runs out by itself
+                await leases.release(self._store.database, LEASE, self._owner)
         return min(max(await self._until_due(), 0.0), LOOK_SECONDS)
 
     async def _until_due(self) -> float:
@@ -69,14 +72,25 @@ class Schedule:
             await asyncio.wait([making])
         manifest = await making
         log.info("backup.made", backup=manifest.id, rows=manifest.rows, bytes=manifest.dump.bytes)
-        if gone := await self._vault.prune(keep=self._keep):
-            log.info("backup.pruned", backups=gone)
+        try:
+            if gone := await self._vault.prune(keep=self._keep):
+                log.info("backup.pruned", backups=gone)
+        except BackupError as error:
+            log.error("backup.prune_failed", reason=str(error), effect="it is tried again after the next backup")
 
     async def _hold(self, making: asyncio.Task[object]) -> None:
-        """Renew the lease until the backup is made. Raises BackupError when it is lost: another one makes it then."""
+        """Renew the lease until the backup is made. Raises BackupError when it is lost: another one makes it then; and
+        StorageError when PostgreSQL could not be asked until it had run out."""
+        renewed = time.monotonic()
         while not (await asyncio.wait([making], timeout=LEASE_SECONDS / 3))[0]:
-            if not await leases.take(self._store.database, LEASE, self._owner, LEASE_SECONDS):
-                raise BackupError("the lease is another process's now")
+            asked = time.monotonic()
+            try:
+                if not await leases.take(self._store.database, LEASE, self._owner, LEASE_SECONDS):
+                    raise BackupError("the lease is another process's now")
+                renewed = asked
+            except StorageError:
+                if time.monotonic() - renewed > LEASE_SECONDS:
+                    raise
 
 
 def scheduled(settings: Settings, store: Store, dsn: str) -> Schedule | None:

@@ -6,7 +6,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import cache
 
-from chat_bridge.backup.manifest import TableSum
+from chat_bridge.backup.manifest import BackupError, TableSum
 from chat_bridge.storage.migrate import migration_sql
 from chat_bridge.storage.postgres import Connection, Connector, database_errors
 
@@ -81,8 +81,14 @@ async def connected(dsn: str) -> AsyncGenerator[Connection]:
 
 
 async def present_tables(connection: Connection, namespace: str | None = None) -> Tables:
-    """The tables there are, in the schema that the bridge works in or in another one."""
+    """The tables there are, in the schema that the bridge works in or in another one. Raises BackupError when there
+    is no such schema."""
     row = await connection.fetchrow(_PRESENT, list(known_tables()), namespace)
+    if row is None:
+        raise BackupError(
+            "the search_path of this database's role names no schema that is there and that the role may use: make it "
+            "first, such as `create schema public`"
+        )
     return Tables(row["namespace"], row["tables"])
 
 

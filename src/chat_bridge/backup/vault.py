@@ -3,11 +3,12 @@
 import asyncio
 import secrets
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from importlib.metadata import version
+from typing import Any
 
 from chat_bridge.backup.manifest import FILE, BackupError, Dump, Manifest, from_json, made_at, new_id
 from chat_bridge.backup.places import Place, open_place
@@ -98,7 +99,7 @@ class Vault:
                 tables=await sum_up(connection, tables),
             )
             files.append(f"{backup}/{FILE}")
-            await asyncio.to_thread(self._write, files[1], manifest.to_json())
+            await _written(asyncio.to_thread(self._write, files[1], manifest.to_json()))
         except BaseException:
             with suppress(BackupError):
                 await asyncio.to_thread(self.place.delete, files[::-1])
@@ -132,6 +133,15 @@ def open_vault(settings: Settings) -> Vault:
         )
     key = None if settings.backup_key is None else read_key(settings.backup_key.get_secret_value())
     return Vault(open_place(settings.backup_to, environment()), key)
+
+
+async def _written(writing: Coroutine[Any, Any, None]) -> None:
+    """Wait for a thread that writes, also when we are cancelled: what is removed meanwhile would come back."""
+    task = asyncio.create_task(writing)
+    try:
+        await asyncio.shield(task)
+    finally:
+        await asyncio.wait([task])
 
 
 async def _revision(connection: Connection, tables: Tables) -> str:

@@ -32,6 +32,9 @@ _LOCK_PAUSE_SECONDS = 0.5
 _LOCK_TRIES = 60
 _IN_USE = ("55P03", "40P01")  # lock_not_available, deadlock_detected
 
+# The schema of PostgreSQL in which `backup restore` keeps the rows that it replaces, until it has come to its end.
+ASIDE = "chat_bridge_replaced"
+
 
 class _TablesInUseError(StorageError):
     """Others hold what a migration needs."""
@@ -83,7 +86,7 @@ class SchemaState:
 async def migrate(dsn: str) -> SchemaState:
     """Bring the schema to this program's version; return the state after. Safe in many processes at once: one does
     the work, the others wait for it. A newer schema is left alone: raises SchemaError when this program
-    can't use it."""
+    can't use it, and while a backup is restored."""
 
     def upgrade(connection: Connection) -> SchemaState:
         # Transaction-scoped, so it also works behind PgBouncer, and is gone however the process ends.
@@ -123,7 +126,7 @@ def _our_revisions() -> tuple[str, frozenset[str]]:
 
 
 async def schema_state(dsn: str) -> SchemaState:
-    """Compare the database with this program; changes nothing."""
+    """Compare the database with this program; changes nothing. Raises SchemaError while a backup is restored."""
     return await _run(dsn, _state)
 
 
@@ -145,6 +148,12 @@ def _config() -> Config:
 
 
 def _state(connection: Connection) -> SchemaState:
+    # What a bridge stores now would be dropped when the rows from before the restore are put back.
+    if connection.scalar(text("select to_regnamespace(:schema) is not null"), {"schema": ASIDE}):
+        raise SchemaError(
+            f"`chat-bridge backup restore` is at work on this database, or was killed: the rows from before it are in "
+            f"the schema {ASIDE}. Wait for its end; if it has none, docs/operate/backup.md shows how to put them back"
+        )
     state = compare(_value(connection, "alembic_version", "select version_num from alembic_version"))
     if state.known:
         return state
