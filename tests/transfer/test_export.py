@@ -1,10 +1,13 @@
 """Export: what people said comes out whole, in each format, and can come in again."""
 
+import asyncio
 import io
 import json
+import os
 import re
 import sys
 from collections.abc import AsyncGenerator
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from html.parser import HTMLParser
 from pathlib import Path
@@ -24,7 +27,7 @@ from chat_bridge.transfer.load import Import, Wish
 from chat_bridge.transfer.progress import Progress
 from tests.conftest import fresh_database
 from tests.observe import run_command
-from tests.storage.dialogue import ADA, CHAT, assert_consistent, chat, claimed, ending, opened, said
+from tests.storage.dialogue import ADA, CHAT, assert_consistent, chat, claimed, ending, looking, opened, said
 
 NASTY = '<script>alert(1)</script>\n# not a title\n> "quoted" & `code`\n\n**bold** 👋'
 PICTURE = Attachment("image", "image/png", "ref-1", name="a|b.png")
@@ -94,6 +97,33 @@ async def test_jsonl_comes_in_again(store: Store, tmp_path: Path) -> None:
         # A redelivery of what was imported is known.
         assert (await elsewhere.receive(said(NASTY, key="k1"))).status == "duplicate"
         await assert_consistent(other)
+
+
+async def test_what_is_there_does_not_come_in_again(store: Store, database: str, tmp_path: Path) -> None:
+    """Replies have no event key: their ids say that they are known."""
+    await written(store, "jsonl", tmp_path)
+    wish = Wish("jsonl", tmp_path / "sessions.jsonl", tmp_path / "report")
+    report = await Import(wish, ignored).run(store.database)
+    assert (report.complete, report.stored, report.known, report.rejected) == (True, 0, 8, {})
+    async with fresh_database("18", template=True) as other, opened(other) as elsewhere:
+        lines = (tmp_path / "sessions.jsonl").read_text().splitlines(keepends=True)
+        part = tmp_path / "part.jsonl"
+        part.write_text("".join(line for line in lines if '"text":"not for us"' not in line))
+        assert (await Import(replace(wish, file=part), ignored).run(elsewhere.database)).stored == 7
+        report = await Import(wish, ignored).run(elsewhere.database)
+        assert (report.complete, report.stored, report.known) == (True, 1, 7), "though the file's name is another"
+        await assert_consistent(other)
+    await assert_consistent(database)
+
+
+async def test_the_memory_goes_on_where_an_export_came_in(store: Store, database: str, tmp_path: Path) -> None:
+    async with looking(database) as connection:
+        await connection.execute("""update sessions set metadata = '{"resource": "telegram:main:42"}'""")
+    await written(store, "jsonl", tmp_path, SessionFilter(conversation="a-chat"))
+    async with fresh_database("18", template=True) as other, opened(other) as elsewhere:
+        await Import(Wish("jsonl", tmp_path / "sessions.jsonl", tmp_path / "report"), ignored).run(elsewhere.database)
+        await elsewhere.receive(said("and now?"))
+        assert (await claimed(elsewhere)).metadata["resource"] == "telegram:main:42"
 
 
 async def test_markdown_keeps_every_message_in_its_place(store: Store, tmp_path: Path) -> None:
@@ -209,6 +239,20 @@ async def test_the_command_writes_to_standard_output(store: Store, database: str
     assert code == 0, errors
     assert [json.loads(line)["type"] for line in output.splitlines()] == ["session", *["message"] * 5]
     assert errors.splitlines()[-1] == "5 messages of 1 sessions are written"
+
+
+async def test_a_full_disk_behind_standard_output(store: Store, database: str) -> None:
+    with Path("/dev/full").open("wb") as full:
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "chat_bridge", "export", "jsonl"),
+            env={"PATH": os.environ["PATH"], "DATABASE_URL": database, "CHAT_BRIDGE_SECRET": "s" * 32},
+            stdout=full,
+            stderr=asyncio.subprocess.PIPE,
+        )
+        _, errors = await process.communicate()
+    assert process.returncode == 1
+    assert "Traceback" not in errors.decode()
+    assert errors.decode().endswith("chat-bridge: standard output can't be written: No space left on device\n")
 
 
 # The bar

@@ -2,6 +2,7 @@
 
 import asyncio
 import csv
+import errno
 import gzip
 import json
 import re
@@ -23,6 +24,7 @@ from chat_bridge.transfer.load import Import, Wish
 from chat_bridge.transfer.mapping import parse_mapping
 from chat_bridge.transfer.report import Report
 from chat_bridge.transfer.source import Kind
+from chat_bridge.transfer.trouble import explained
 from tests.observe import run_command
 from tests.storage.dialogue import answer_all, assert_consistent, claimed, ending, looking, opened, said, wish
 
@@ -257,6 +259,49 @@ async def test_several_sessions_of_a_conversation_follow_each_other(database: st
     await assert_consistent(database)
 
 
+async def test_sessions_without_times_follow_each_other_by_their_first_messages(database: str, tmp_path: Path) -> None:
+    times = [
+        ("z", "2026-01-01T10:00:00Z"),
+        ("z", "2026-01-01T10:00:00.5Z"),
+        ("m", "2026-01-01T12:00:01+02:00"),
+        ("a", "1767261602"),
+        ("b", 1767261603500),
+        ("b", "2026-01-01 10:00:04"),
+    ]
+    lines = [
+        {"id": n, "session_id": session, "conversation": "c", "direction": "in", "text": f"text {n}", "created_at": at}
+        for n, (session, at) in enumerate(times)
+    ]
+    file = tmp_path / "rows.jsonl"
+    file.write_text("\n".join(map(json.dumps, reversed(lines))))
+    async with opened(database) as store:
+        assert (await imported(store, file, "jsonl")).complete
+        where = Address("imported", "default", "c")
+        assert [text for _, text in await transcript(store, where)] == [f"text {n}" for n in range(6)]
+        found = await sessions.list_sessions(store.database, sessions.SessionFilter(status="active"), 10)
+        assert [session.metadata["imported"]["id"] for session in found] == ["b"]
+    await assert_consistent(database)
+
+
+async def test_an_older_session_that_comes_later_does_not_take_over(database: str, tmp_path: Path) -> None:
+    rows = [("1", "new", "user", "one", 1.7e9), ("2", "old", "user", "two", 1.6e9), ("3", "newest", "user", "x", 1.8e9)]
+    begun = [("new", "c", "open", 1.7e9), ("old", "c", "open", 1.6e9), ("newest", "c", "open", 1.8e9)]
+    async with opened(database) as store:
+        for count, active in ((1, "new"), (2, "new"), (3, "newest")):
+            await imported(store, bridge_file(tmp_path, rows[:count], begun[:count]))
+            found = await sessions.list_sessions(store.database, sessions.SessionFilter(status="active"), 10)
+            assert [session.metadata["imported"]["id"] for session in found] == [active]
+    await assert_consistent(database)
+
+
+async def test_ids_are_compared_as_text(tmp_path: Path) -> None:
+    rows = [(1, 7, "user", "one", 1.7e9), (2, "8", "user", "two", 1.7e9), (3, "9", "user", "three", 1.7e9)]
+    begun = [("7", "c7", "open", 1.7e9), (8, "c8", "open", 1.7e9), ("8", "c8", "open", 1.7e9), ("6", "c6", "open", 1)]
+    report = await imported(None, bridge_file(tmp_path, rows, begun))
+    assert (report.read, report.sessions, report.orphans, report.empty_sessions) == (3, 3, 1, 1)
+    assert any("1 rows name a session that has no row" in line for line in report.lines())
+
+
 async def test_a_session_that_ended_stays_closed(database: str, tmp_path: Path) -> None:
     file = bridge_file(tmp_path, [("1", "s", "user", "one", 1.7e9)], [("s", "c", "closed", 1.7e9)])
     async with opened(database) as store:
@@ -366,12 +411,19 @@ async def test_the_check_finds_what_was_changed(database: str, tmp_path: Path) -
     sample = (tmp_path / "report" / "sample.md").read_text()
     assert "imported s: the same" in sample
     assert "| inbound: text 4 | inbound: text 4 |" in sample
+    async with opened(database) as store:
+        async with looking(database) as connection:
+            await connection.execute("update messages set session_id = gen_random_uuid() where content_text = 'text 3'")
+        report = await imported(store, file)
+        assert report.check is not None
+        assert (report.check.different, report.check.missing) == (2, 0)
 
 
 async def test_a_dry_run_needs_no_database_and_tells_what_would_be(tmp_path: Path) -> None:
     file = bridge_file(tmp_path, [("1", "s", "user", "one", 1.7e9), ("2", "s", "wizard", "two", 1.7e9)])
     report = await imported(None, file)
     assert (report.read, report.stored, report.messages["inbound"]) == (2, 0, 1)
+    assert "  columns of messages: read: id, session_id, direction, text, created_at" in report.lines()
     kept = json.loads((tmp_path / "report" / "report.json").read_text())
     assert kept["rejected"] == {"its direction is 'wizard', which the mapping does not know": 1}
     assert (tmp_path / "report" / "rejects.jsonl").stat().st_mode & 0o777 == 0o600
@@ -399,6 +451,7 @@ async def test_a_damaged_file_says_so(tmp_path: Path) -> None:
         ),
         ({"sender_id": "x" * 1001}, "its sender is longer than 1000 bytes"),
         ({"id": None}, "it has no id"),
+        ({"direction": "x" * 41}, f"its direction is '{'x' * 40}...'"),
         ({"created_at": 10**400}, "its time can't be read"),
     ],
 )
@@ -429,31 +482,88 @@ async def test_unknown_files_say_what_to_do(tmp_path: Path) -> None:
             await imported(None, file)
 
 
+async def test_what_is_wrong_with_a_file_or_a_folder_is_said(tmp_path: Path) -> None:
+    """And a file that is not there leaves no folder."""
+    good = bridge_file(tmp_path, [("1", "s", "user", "one", 1.7e9)])
+    view, latin = tmp_path / "view.sqlite", tmp_path / "latin.csv"
+    with closing(sqlite3.connect(view)) as connection:
+        connection.execute("create table messages (id)")
+        connection.execute("create view lines as select gone from messages")
+    mapping = tmp_path / "view.toml"
+    mapping.write_text('[messages]\ntable = "lines"\nid = "i"\nsession = "s"\ndirection = "d"\ntext = "t"')
+    latin.write_bytes("id,grün\n1,2\n".encode("latin1"))
+    folder = tmp_path / "report"
+    cases: list[tuple[Path, Kind, dict[str, Any], str]] = [
+        (tmp_path / "none", "sqlite", {}, "there is no file"),
+        (view, "sqlite", {"mapping": str(mapping)}, "view.sqlite can't be read: no such column: gone"),
+        (latin, "csv", {}, "latin.csv is not UTF-8 text; convert it"),
+        (good, "sqlite", {"folder": latin}, "latin.csv: File exists; .*--report"),
+        (good, "sqlite", {"folder": latin / "report"}, "Not a directory; .*--report"),
+    ]
+    for file, kind, wished, words in cases:
+        with pytest.raises(ChatBridgeError, match=words):
+            await imported(None, file, kind, **{"folder": folder, **wished})
+    assert not folder.exists()
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (PermissionError(errno.EACCES, "", "/a"), "/a: Permission denied; give yourself the right"),
+        (OSError(errno.ENOSPC, ""), "No space left on device; make room"),
+        (RecursionError(), "nested too deeply"),
+    ],
+)
+def test_errors_of_the_system_say_what_to_do(error: Exception, words: str) -> None:
+    with pytest.raises(ChatBridgeError, match=words), explained(Path("file")):
+        raise error
+
+
+async def test_json_that_is_nested_too_deeply_is_rejected(database: str, tmp_path: Path) -> None:
+    file = tmp_path / "rows.jsonl"
+    row = '{"id": "%s", "conversation": "c", "direction": "in", "text": "x", "metadata": %s}\n'
+    depths = (1, 600, 100_000)
+    file.write_text("".join(row % (depth, "[" * depth + "]" * depth) for depth in depths))
+    async with opened(database) as store:
+        report = await imported(store, file, "jsonl")
+        assert (report.stored, report.rejected) == (1, {"it is JSON that is nested too deeply": 2})
+
+
+async def test_a_report_that_was_open_to_others_is_closed_and_short(tmp_path: Path) -> None:
+    file = bridge_file(tmp_path, [(n, "s", f"wizard {n}", "x", 1.7e9) for n in range(25)])
+    (tmp_path / "report").mkdir()
+    (tmp_path / "report" / "rejects.jsonl").touch(0o644)
+    report = await imported(None, file)
+    assert (tmp_path / "report" / "rejects.jsonl").stat().st_mode & 0o777 == 0o600
+    assert sum("rejected:" in line for line in report.lines()) == 20
+    assert "  and 5 more reasons to reject, in report.json" in report.lines()
+
+
 # Mappings of one's own, and other kinds of files
 
 
 async def test_a_mapping_of_ones_own(database: str, tmp_path: Path) -> None:
     file = tmp_path / "shop.db"
     with closing(sqlite3.connect(file)) as connection:
-        connection.execute("create table chats (nr integer primary key, tg_chat, owner, begun)")
-        connection.execute("create table lines (chat, who, body, ms, pics) ")
-        connection.execute("insert into chats values (1, '-100123', 'u7', 1700000000)")
+        connection.execute("create table s (nr integer primary key, tg_chat, owner, begun)")
+        connection.execute("create table f (chat, who, body, ms, pics) ")
+        connection.execute("insert into s values (1, '-100123', 'u7', 1700000000)")
         picture = json.dumps([{"kind": "image", "mime_type": "image/png", "ref": "abc", "size": None}])
         connection.executemany(
-            "insert into lines values (1, ?, ?, ?, ?)",
+            "insert into f values (1, ?, ?, ?, ?)",
             [("Kunde", "hallo", 1700000001500, picture), ("Bot", "guten Tag", 1700000002500, None)],
         )
         connection.commit()
     mapping = tmp_path / "shop.toml"
     mapping.write_text("""
         [sessions]
-        table = "chats"
+        table = "s"
         id = "nr"
         conversation = "tg_chat"
         user = "owner"
         created_at = "begun"
         [messages]
-        table = "lines"
+        table = "f"
         session = "chat"
         direction = "who"
         text = "body"
@@ -540,6 +650,18 @@ async def test_csv_and_jsonl(database: str, tmp_path: Path) -> None:
         ]
 
 
+async def test_a_csv_file_with_an_unnamed_column(tmp_path: Path) -> None:
+    """As pandas writes it."""
+    file = tmp_path / "rows.csv"
+    file.write_text(",id,conversation,direction,text,mood\n0,1,c,user,x,good\n1,2,c,user,y,bad\n")
+    report = await imported(None, file, "csv")
+    assert (report.messages["inbound"], report.rejected) == (2, {})
+    assert (
+        "  columns of messages: read: id, conversation, direction, text; not read: one without a name, mood"
+        in report.lines()
+    )
+
+
 # The command
 
 
@@ -550,7 +672,7 @@ async def test_the_command(database: str, tmp_path: Path) -> None:
     code, output, errors = await run_command(*words, **settings)
     assert (code, "storing 100%" in errors, "checking 100%" in errors) == (0, True, True), errors
     assert "207 stored, 0 were stored before" in output
-    assert "all 207 are in PostgreSQL as they are in the file" in output
+    assert "all 207 are in PostgreSQL, with their session, direction, text, sender and time as in the file" in output
     bad = bridge_file(tmp_path, [("1", "s", "wizard", "one", 1.7e9)])
     code, output, errors = await run_command("import", "sqlite", str(bad), "--report", folder, "--dry-run")
     assert (code, "not every row is in" in errors) == (1, True)

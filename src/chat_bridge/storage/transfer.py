@@ -35,7 +35,8 @@ class HistoricSession:
 
 class HistoricMessage(NamedTuple):  # many are made at once
     """A message as another program had it. `key` is its event key; a `kind` says what it is if not a message:
-    then it is kept as an event that was not answered. `timed`: the time is its own, not a guess."""
+    then it is kept as an event that was not answered. `timed`: the time is its own, not a guess; `own_id`: so is the
+    id, and a message that has it is this one, whatever its key."""
 
     session: HistoricSession
     key: str
@@ -44,6 +45,7 @@ class HistoricMessage(NamedTuple):  # many are made at once
     text: str
     created_at: datetime
     timed: bool = True
+    own_id: bool = False
     kind: str | None = None
     sender_id: str | None = None
     sender_name: str | None = None
@@ -109,22 +111,24 @@ async def _fresh(
     elsewhere = await transaction.fetch("sessions_elsewhere", list(sessions), list(sessions.values()))
     lost = {row["id"] for row in elsewhere}
     known = await _find(transaction, batch)
-    seen: dict[tuple[ConversationId, str], HistoricMessage] = {}
+    fresh: list[HistoricMessage] = []
+    seen: dict[tuple[ConversationId, str | MessageId], HistoricMessage] = {}
     for number, message in enumerate(batch):
-        place = message.session.address.id, message.key
+        where = message.session.address.id
         said = message.direction, message.text
-        twin = seen.get(place)
+        twin = seen.get((where, message.key)) or seen.get((where, message.id))
         row = known.get(number)
-        before = (row["direction"], row["content_text"]) if row else (twin.direction, twin.text) if twin else None
-        if message.session.id in lost or sessions[message.session.id] != message.session.address.id:
+        before = (row["direction"], stored_text(message, row)) if row else (twin.direction, twin.text) if twin else None
+        if message.session.id in lost or sessions[message.session.id] != where:
             outcome.refused.append((number, "its session belongs to another conversation"))
         elif before is None:
-            seen[place] = message
+            fresh.append(message)
+            seen[where, message.key] = seen[where, message.id] = message
         elif before == said:
             outcome.known += 1
         else:
             outcome.refused.append((number, "another message with this id is stored already"))
-    return list(seen.values())
+    return fresh
 
 
 async def find_history(database: Database, batch: Sequence[HistoricMessage]) -> Mapping[int, Record]:
@@ -137,7 +141,21 @@ async def _find(transaction: Transaction, batch: Sequence[HistoricMessage]) -> M
     rows = await transaction.fetch(
         "find_history", [message.session.address.id for message in batch], [message.key for message in batch]
     )
-    return {row["ord"] - 1: row for row in rows}
+    found: dict[int, Record] = {row["ord"] - 1: row for row in rows}
+    unknown: dict[tuple[ConversationId, MessageId], list[int]] = {}
+    for number, message in enumerate(batch):
+        if message.own_id and number not in found:
+            unknown.setdefault((message.session.address.id, message.id), []).append(number)
+    if unknown:
+        where, ids = zip(*unknown, strict=True)
+        for row in await transaction.fetch("find_history_by_id", list(set(where)), ids):
+            found |= dict.fromkeys(unknown.get((row["conversation_id"], row["id"]), ()), row)
+    return found
+
+
+def stored_text(message: HistoricMessage, row: Record) -> str:
+    """The text of a row that may be this message: an export has an edited one's newest text."""
+    return message.text if message.text == row["shown_text"] else row["content_text"]
 
 
 async def session_messages(database: Database, session: Session) -> AsyncGenerator[Record]:
@@ -161,6 +179,7 @@ class _Place:
         self._next_seq = 1
         self._known: set[SessionId] = set()
         self._active: SessionId | None = None
+        self._active_since: datetime | None = None
         self._resting = False  # the active session waits for its first message
         self._closed: set[SessionId] = set()
         self._added: dict[SessionId, list[HistoricMessage]] = {}
@@ -172,13 +191,13 @@ class _Place:
         self._next_seq = max(self._next_seq, row["next_seq"])
         self.began_here = self.began_here or not row["imported"]
         if row["status"] == "active":
-            self._active, self._resting = row["id"], row["resting"]
+            self._active, self._active_since, self._resting = row["id"], row["created_at"], row["resting"]
 
     def take(self, message: HistoricMessage) -> int:
         """The seq of a new message."""
         session = message.session
         if session.id not in self._known and session.id not in self._added and not session.closed:
-            self._follow(session.id)
+            self._follow(session)
         self._added.setdefault(session.id, []).append(message)
         seq = self._next_seq
         self._last_seq[session.id] = seq
@@ -186,12 +205,13 @@ class _Place:
         self.taken += 1
         return seq
 
-    def _follow(self, session: SessionId) -> None:
-        if self._active is not None and not self._resting:
+    def _follow(self, session: HistoricSession) -> None:
+        """The newest session is active, though an older one come later."""
+        if self._active_since is not None and not (self._resting and session.created_at >= self._active_since):
             return
         if self._active is not None and self._active in self._known:
             self._closed.add(self._active)
-        self._active, self._resting = session, True
+        self._active, self._active_since, self._resting = session.id, session.created_at, True
 
     def changes(self) -> Sequence[tuple[object, ...]]:
         """What changes in sessions that were there: id, next seq, messages added, when the last was, whether it

@@ -8,7 +8,7 @@ from datetime import datetime
 from chat_bridge.model import Session, SessionId
 from chat_bridge.storage import sessions
 from chat_bridge.storage.postgres import Database, Record
-from chat_bridge.storage.transfer import HistoricMessage, find_history, session_messages
+from chat_bridge.storage.transfer import HistoricMessage, find_history, session_messages, stored_text
 from chat_bridge.transfer.report import CheckResult
 
 SAMPLES = 5  # sessions
@@ -35,8 +35,8 @@ class Check:
         rows = await find_history(self._database, messages)
         for number, message in enumerate(messages):
             self._take_sample(message)
-            theirs = _facts(message.key, message.direction, message.content_type, message.text, message.sender_id,
-                            message.created_at if message.timed else None)  # fmt: skip
+            theirs = _facts(message, message.session.id, message.direction, message.content_type, message.text,
+                            message.sender_id, message.created_at)  # fmt: skip
             self._theirs.update(theirs)
             row = rows.get(number)
             if row is None:
@@ -101,13 +101,23 @@ class Check:
 
 
 def _stored_facts(message: HistoricMessage, row: Record) -> bytes:
-    at: datetime | None = row["created_at"] if message.timed else None
-    return _facts(message.key, row["direction"], row["content_type"], row["content_text"], row["sender_id"], at)
+    # What the bridge had as a command or a notice is a message to an export, and to an import.
+    content_type = "event" if row["content_type"] == "event" else "text"
+    text = stored_text(message, row)
+    return _facts(message, row["session_id"], row["direction"], content_type, text, row["sender_id"], row["created_at"])
 
 
-def _facts(key: str, direction: str, content_type: str, text: str, sender: str | None, at: datetime | None) -> bytes:
-    moment = None if at is None else at.timestamp()
-    return repr((key, direction, content_type, text, sender, moment)).encode()
+def _facts(
+    message: HistoricMessage,
+    session: SessionId,
+    direction: str,
+    content_type: str,
+    text: str,
+    sender: str | None,
+    at: datetime,
+) -> bytes:
+    moment = at.timestamp() if message.timed else None
+    return repr((message.key, str(session), direction, content_type, text, sender, moment)).encode()
 
 
 def _table(messages: Sequence[HistoricMessage], rows: Sequence[Record]) -> str:

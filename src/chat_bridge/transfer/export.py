@@ -86,8 +86,13 @@ def _opened(output: Path | None, form: str) -> Generator[BinaryIO]:
     if output is None:
         if form == "parquet":
             raise ChatBridgeError("Parquet can't be written to standard output: name a file with --output")
-        yield sys.stdout.buffer
-        sys.stdout.buffer.flush()
+        try:
+            yield sys.stdout.buffer
+            sys.stdout.buffer.flush()
+        except OSError as error:
+            # What is still in the buffer can't go anywhere: without this Python tries it once more at its end.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise ChatBridgeError(f"standard output can't be written: {os.strerror(error.errno or 0)}") from error
         return
     if output.exists():
         raise ChatBridgeError(f"{output} is there already: name another file with --output")

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import os
 from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
@@ -16,7 +17,8 @@ from chat_bridge.transfer.check import Check
 from chat_bridge.transfer.formats import BadRowError
 from chat_bridge.transfer.report import Report
 from chat_bridge.transfer.rows import Converter
-from chat_bridge.transfer.source import Kind, Row, Source, opened
+from chat_bridge.transfer.source import TOO_DEEP, Kind, Row, Source, opened
+from chat_bridge.transfer.trouble import explained
 
 Told = Callable[[str, int, int], None]
 """Hears how far the work is: what is done, so many rows, of so many."""
@@ -54,14 +56,20 @@ class Import:
     async def run(self, database: Database | None) -> Report:
         """Import, or (without a database) only look what would be. Raises ChatBridgeError: what is stored stays, and
         another run goes on."""
+        with explained(self._wish.file):
+            return await self._run(database)
+
+    async def _run(self, database: Database | None) -> Report:
         wish = self._wish
-        wish.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         # Opening reads all of a JSONL or CSV file.
         manager = opened(wish.kind, wish.file, wish.mapping)
         source = await asyncio.to_thread(manager.__enter__)
         try:
+            wish.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
             report = Report(str(wish.file), self._source_name, source.mapping.name, dry_run=database is None)
             report.rows = await asyncio.to_thread(source.count)
+            report.columns = await asyncio.to_thread(source.columns)
+            report.orphans = await asyncio.to_thread(source.orphans)
             report.empty_sessions = await asyncio.to_thread(source.empty_sessions)
             with _private(wish.folder / "rejects.jsonl") as rejects:
                 await self._store_all(source, database, report, rejects)
@@ -136,6 +144,8 @@ def _next(rows: Iterator[list[Row]], converter: Converter) -> _Batch | None:
             good.append(row)
         except BadRowError as error:
             bad.append((row, str(error)))
+        except RecursionError:
+            bad.append((row, TOO_DEEP))
     return _Batch(len(found), messages, good, bad)
 
 
@@ -144,9 +154,9 @@ async def _store(database: Database, messages: Sequence[HistoricMessage]) -> Out
     somebody held is asked for again."""
     try:
         return await store_history(database, messages)
-    except StatementRefusedError as error:
+    except (StatementRefusedError, RecursionError) as error:
         if len(messages) == 1:
-            return Outcome(refused=[(0, str(error))])
+            return Outcome(refused=[(0, TOO_DEEP if isinstance(error, RecursionError) else str(error))])
     middle = len(messages) // 2
     first = await _store(database, messages[:middle])
     second = await _store(database, messages[middle:])
@@ -163,6 +173,7 @@ def _reject(report: Report, rejects: TextIO, row: Row, reason: str) -> None:
 
 
 def _private(path: Path) -> TextIO:
-    """A new file that only we may read: it holds what people said."""
-    path.touch(mode=0o600)
-    return path.open("w", encoding="utf-8", errors="replace")
+    """An empty file that only we may read, also where there was one: it holds what people said."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    os.fchmod(descriptor, 0o600)
+    return os.fdopen(descriptor, "w", encoding="utf-8", errors="replace")

@@ -1,7 +1,7 @@
 """What an import did, for people and for programs."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from typing import Any
@@ -9,6 +9,9 @@ from typing import Any
 from chat_bridge.model import ConversationId, SessionId
 from chat_bridge.storage.transfer import HistoricMessage
 from chat_bridge.transfer.rows import Notes
+from chat_bridge.transfer.source import Columns
+
+_REASONS = 20  # that are printed
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +47,9 @@ class Report:
     rejected: Counter[str] = field(default_factory=Counter[str])
     events: Counter[str] = field(default_factory=Counter[str])
     messages: Counter[str] = field(default_factory=Counter[str])
+    columns: Mapping[str, Columns] = field(default_factory=dict[str, Columns])
     empty_sessions: int = 0
+    orphans: int = 0
     sessions: int = 0
     behind: set[ConversationId] = field(default_factory=set[ConversationId])
     notes: Notes = field(default_factory=Notes)
@@ -85,10 +90,12 @@ class Report:
             "stored": self.stored,
             "known": self.known,
             "rejected": dict(self.rejected),
+            "columns": {table: asdict(columns) for table, columns in self.columns.items()},
             "messages": dict(self.messages),
             "events": dict(self.events),
             "sessions": self.sessions,
             "empty_sessions": self.empty_sessions,
+            "orphans": self.orphans,
             "behind": sorted(map(str, self.behind)),
             "notes": asdict(self.notes),
             "check": None if self.check is None else {**asdict(self.check), "passed": self.check.passed},
@@ -102,12 +109,23 @@ class Report:
             f"  {self.messages['inbound']:,} messages of people and {self.messages['outbound']:,} of the agent in "
             f"{self.sessions:,} sessions",
         ]
+        for table, columns in self.columns.items():
+            left = (
+                f"; not read: {', '.join(name or 'one without a name' for name in columns.left)}"
+                if columns.left
+                else ""
+            )
+            lines.append(f"  columns of {table}: read: {', '.join(columns.read) or 'none'}{left}")
         lines += [
             f"  {count:,} {kind}: kept as events, since they are no messages" for kind, count in self.events.items()
         ]
         if not self.dry_run:
             lines.append(f"  {self.stored:,} stored, {self.known:,} were stored before")
-        lines += [f"  {count:,} rejected: {reason}" for reason, count in self.rejected.most_common()]
+        lines += [f"  {count:,} rejected: {reason}" for reason, count in self.rejected.most_common(_REASONS)]
+        if len(self.rejected) > _REASONS:
+            lines.append(f"  and {len(self.rejected) - _REASONS:,} more reasons to reject, in report.json")
+        if self.orphans:
+            lines.append(f"  {self.orphans:,} rows name a session that has no row: nothing but its id is known of it")
         if self.empty_sessions:
             lines.append(f"  {self.empty_sessions:,} sessions have no message: there is nothing in them to import")
         if self.notes.no_time:
@@ -129,7 +147,10 @@ class Report:
     @staticmethod
     def _check_lines(check: CheckResult) -> list[str]:
         if check.passed:
-            lines = [f"  checked: all {check.compared:,} are in PostgreSQL as they are in the file"]
+            lines = [
+                f"  checked: all {check.compared:,} are in PostgreSQL, with their session, direction, text, sender and "
+                "time as in the file"
+            ]
         else:
             lines = [f"  checked: {check.missing:,} are missing in PostgreSQL, {check.different:,} are different there"]
         if check.out_of_order:

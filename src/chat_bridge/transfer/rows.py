@@ -3,7 +3,7 @@
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from datetime import UTC, datetime
+from datetime import datetime
 from hashlib import sha256
 from typing import Any, cast
 from uuid import NAMESPACE_URL, UUID, uuid5
@@ -14,9 +14,11 @@ from chat_bridge.storage.transfer import HistoricMessage, HistoricSession
 from chat_bridge.transfer.formats import DECODERS, BadRowError, Body
 from chat_bridge.transfer.mapping import Mapping as TableMapping
 from chat_bridge.transfer.source import Row
+from chat_bridge.transfer.times import read_time
 
 _IMPORTS = uuid5(NAMESPACE_URL, "https://chat-bridge.invalid/import")
 _LONGEST = 1000  # bytes of an id; an entry of an index may have 2704
+_QUOTED = 40  # characters of a row in a reason
 _FILE_FIELDS = {each.name: each for each in fields(Attachment)}
 _PLACE = [
     (name, f"messages.{name}", f"sessions.{name}") for name in ("platform", "account", "conversation", "thread", "user")
@@ -64,6 +66,7 @@ class Converter:
         if len(event_key.encode()) > _LONGEST:
             event_key = f"sha256:{sha256(event_key.encode()).hexdigest()}"
         at = created_at or session.created_at
+        kept_id = _kept_v7(key)
         extra = _extra(row, "messages.metadata") | body.rest
         sender = self._text(row, "messages.sender") or session.user_id if body.direction == "inbound" else None
         if sender is not None:
@@ -71,11 +74,12 @@ class Converter:
         return HistoricMessage(
             session=session,
             key=event_key,
-            id=MessageId(_kept_v7(key) or _timed_id(at, f"{session.address.id}\x1f{event_key}")),
+            id=MessageId(kept_id or _timed_id(at, f"{session.address.id}\x1f{event_key}")),
             direction=body.direction,
             text=self._storable(body.text),
             created_at=at,
             timed=created_at is not None,
+            own_id=kept_id is not None,
             kind=body.kind,
             sender_id=sender,
             sender_name=self._text(row, "messages.sender_name"),
@@ -98,7 +102,7 @@ class Converter:
         if direction is None and word in _NOT_SAID:
             return Body("outbound", text or "", word)
         if direction is None:
-            raise BadRowError(f"its direction is {role!r}, which the mapping does not know")
+            raise BadRowError(f"its direction is {_short(role)!r}, which the mapping does not know")
         body = Body(direction, text or "", kind if kind == "event" else None)
         body.attachments = _attachments(row.get("messages.attachments"))
         if kind is not None and kind not in _KINDS:
@@ -129,10 +133,9 @@ class Converter:
         began = _time(row.get("sessions.created_at"))
         name = f"{self._source}\x1f{address.id}\x1f{written or ''}"
         id_ = _kept(written) or (uuid5(_IMPORTS, name) if began is None else _timed_id(began, name))
-        metadata: dict[str, Any] = {
-            "imported": {"from": self._source, "id": written, **_extra(row, "sessions.metadata")}
-        }
-        if resource := self._text(row, "sessions.resource"):
+        extra = _extra(row, "sessions.metadata")
+        metadata: dict[str, Any] = {"imported": {"from": self._source, "id": written, **extra}}
+        if resource := self._text(row, "sessions.resource") or self._own_resource(extra):
             metadata["resource"] = resource
         parent_name = self._text(row, "sessions.parent")
         parent = _kept(parent_name)
@@ -148,6 +151,11 @@ class Converter:
             metadata=metadata,
         )
 
+    def _own_resource(self, extra: Mapping[str, Any]) -> str | None:
+        """Whom the agent's memory belongs to, where the metadata is the bridge's own."""
+        resource = extra.get("metadata", {}).get("resource") if self._mapping.lenient else None
+        return self._storable(resource) if isinstance(resource, str) else None
+
     def _text(self, row: Row, name: str, *, clean: bool = True) -> str | None:
         value = row.get(name)
         if value is None:
@@ -160,6 +168,11 @@ class Converter:
         kept = storable(text)
         self.notes.replaced_characters += kept != text
         return kept
+
+
+def _short(text: str | None) -> str | None:
+    """Text of a row for a reason, which people read and rows share."""
+    return text if text is None or len(text) <= _QUOTED else f"{text[:_QUOTED]}..."
 
 
 def _decoded(value: bytes, name: str) -> str:
@@ -204,28 +217,10 @@ def _timed_id(at: datetime, name: str) -> UUID:
 
 
 def _time(value: object) -> datetime | None:
-    """Seconds, milliseconds or microseconds since 1970, or ISO 8601; without a zone it is UTC."""
-    if value is None or value in ("", b""):
-        return None
     try:
-        if isinstance(value, bytes):
-            value = value.decode()
-        if isinstance(value, str):
-            if not _is_number(value):
-                moment = datetime.fromisoformat(value.strip())
-                return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
-            value = float(value)
-        number = float(cast("float", value))
-        for _ in range(2):  # to milliseconds, to seconds
-            number = number / 1000 if abs(number) >= 1e11 else number
-        moment = datetime.fromtimestamp(number, UTC)
-    except (ValueError, OverflowError, OSError, TypeError):
+        return read_time(value)
+    except ValueError:
         raise BadRowError("its time can't be read") from None
-    return moment
-
-
-def _is_number(text: str) -> bool:
-    return text.strip().removeprefix("-").replace(".", "", 1).isdecimal()
 
 
 def _extra(row: Row, name: str) -> dict[str, Any]:
@@ -267,6 +262,6 @@ def _attachment(value: object) -> dict[str, Any]:
     if kind not in ("image", "audio", "video", "file") or not isinstance(mime_type, str) or not isinstance(ref, str):
         raise BadRowError("an attachment needs a kind (image, audio, video, file), a mime_type and a ref")
     if file.keys() - _FILE_FIELDS.keys():
-        raise BadRowError(f"an attachment has no {', '.join(sorted(file.keys() - _FILE_FIELDS.keys()))}")
+        raise BadRowError(f"an attachment has no {_short(min(file.keys() - _FILE_FIELDS.keys()))}")
     expires_at = _time(file.pop("expires_at", None))
     return file if expires_at is None else file | {"expires_at": expires_at.isoformat()}

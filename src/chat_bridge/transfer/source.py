@@ -7,6 +7,8 @@ import sqlite3
 import tempfile
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, cast
 
@@ -14,6 +16,7 @@ from chat_bridge.errors import ChatBridgeError
 from chat_bridge.storage.text import storable
 from chat_bridge.transfer.mapping import READY_MADE, load_mapping
 from chat_bridge.transfer.mapping import Mapping as TableMapping
+from chat_bridge.transfer.times import moment_of
 
 Row: TypeAlias = dict[str, Any]
 Kind: TypeAlias = Literal["sqlite", "jsonl", "csv"]
@@ -22,7 +25,18 @@ _FETCH = 100
 _LONGEST_FIELD = 2**27  # characters of a CSV file
 _COLUMNS = 200  # of a JSONL or CSV file
 _BIG = 2**63  # no integer of SQLite's
+_OURS = ("_number", "_problem", "_line")  # columns of a JSONL or CSV file that are not its own
+_SESSIONS, _BEGINNINGS = '"chat-bridge sessions"', '"chat-bridge beginnings"'  # no names of their tables
+TOO_DEEP = "it is JSON that is nested too deeply"
 _NO_SQLITE = "is not a SQLite database; for other files there are `import jsonl` and `import csv`"
+
+
+@dataclass(frozen=True, slots=True)
+class Columns:
+    """Of a table: what is read, and what is not."""
+
+    read: Sequence[str]
+    left: Sequence[str]
 
 
 class Source:
@@ -35,6 +49,7 @@ class Source:
         self.mapping = mapping
         self.path = path
         self._connection = connection
+        connection.create_function("moment", 1, moment_of, deterministic=True)
         self._messages = self._columns(mapping.messages_table, mapping.messages, "messages")
         self._sessions: Mapping[str, tuple[str, ...]] = {}
         if mapping.sessions_table is not None:
@@ -50,14 +65,44 @@ class Source:
         """How many rows there are."""
         return self._value(f"select count(*) from {_quoted(self.mapping.messages_table)}")  # noqa: S608
 
+    def columns(self) -> Mapping[str, Columns]:
+        """Of each table, which columns are read and which are not."""
+        read = {self.mapping.messages_table: {*chain(*self._messages.values()), *self.mapping.order}}
+        if self.mapping.sessions_table is not None:
+            read[self.mapping.sessions_table] = {*chain(*self._sessions.values())}
+        found: dict[str, Columns] = {}
+        for table, wanted in read.items():
+            there = table_columns(self._connection, table)
+            if self._staged:
+                there = [name for name in there if name not in _OURS]
+            if there:
+                found[table] = Columns(
+                    [name for name in there if name in wanted], [name for name in there if name not in wanted]
+                )
+        return found
+
     def empty_sessions(self) -> int:
         """How many sessions have no message: there is nothing in them to import."""
-        if not self._sessions:
-            return 0
-        session, id_ = _quoted(*self._messages["session"]), _quoted(*self._sessions["id"])
+        return self._without(self._session_ids, self._message_sessions) if self._sessions else 0
+
+    def orphans(self) -> int:
+        """How many rows name a session that has no row."""
+        return self._without(self._message_sessions, self._session_ids) if self._sessions else 0
+
+    @property
+    def _session_ids(self) -> tuple[str, str]:
+        return self.mapping.sessions_table or "", self._sessions["id"][0]
+
+    @property
+    def _message_sessions(self) -> tuple[str, str]:
+        return self.mapping.messages_table, self._messages["session"][0]
+
+    def _without(self, one: tuple[str, str], other: tuple[str, str]) -> int:
+        (table, column), (other_table, other_column) = one, other
         return self._value(
-            f"select count(*) from {_quoted(self.mapping.sessions_table or '')} where {id_} not in "  # noqa: S608
-            f"(select {session} from {_quoted(self.mapping.messages_table)} where {session} is not null)"
+            f"select count(*) from {_quoted(table)} where {_as_text(_quoted(column))} not in "  # noqa: S608
+            f"(select {_as_text(_quoted(other_column))} from {_quoted(other_table)} "
+            f"where {_quoted(other_column)} is not null)"
         )
 
     def rows(self) -> Iterator[list[Row]]:
@@ -66,14 +111,13 @@ class Source:
         if self._staged:
             names += [("problem", "_problem"), ("line", "_line")]
         expressions = [f"m.{_quoted(column)}" for _, column in names]
-        if self._sessions:
-            more = [(f"sessions.{name}", column) for name, columns in self._sessions.items() for column in columns]
-            expressions += [f"s.{_quoted(column)}" for _, column in more]
-            names += more
-        cursor = self._run(f"select {', '.join(expressions)}, m.{self._key} {self._from()}")
+        session_names = [(f"sessions.{name}", column) for name, columns in self._sessions.items() for column in columns]
+        expressions += [f"s.{_quoted(f'{name}.{column}')}" for name, column in session_names]
+        names += session_names
+        cursor = self._connection.execute(self._query([*expressions, f"m.{self._key}"], session_names))
         batch: list[Row] = []
         size = 0
-        while found := self._fetch(cursor):
+        while found := cursor.fetchmany(_FETCH):
             size += sum(len(value) for values in found for value in values if isinstance(value, (str, bytes)))
             batch += [_row(names, values) for values in found]
             if len(batch) >= BATCH or size >= BATCH_SIZE:
@@ -86,25 +130,46 @@ class Source:
     def _key(self) -> str:
         return _quoted(*self._messages["id"]) if "id" in self._messages else "rowid"
 
-    def _from(self) -> str:
-        order = [f"m.{_quoted(column)}" for column in self.mapping.order]
-        if not order:
-            order = [f"m.{_quoted(column)}" for column in self._messages.get("created_at", ())]
-            order.append(f"m.{'rowid' if self._has_rowid() else self._key}")
-        groups = [
-            f"m.{_quoted(*self._messages[name])}" for name in ("conversation", "session") if name in self._messages
-        ]
-        text = f"from {_quoted(self.mapping.messages_table)} m"
+    def _query(self, expressions: Sequence[str], session_names: Sequence[tuple[str, str]]) -> str:
+        """All rows in their order: by conversation, by when the session began, by session."""
+        source = f"{_quoted(self.mapping.messages_table)} m"
+        tables: list[str] = []
         if self._sessions:
-            session, id_ = f"m.{_quoted(*self._messages['session'])}", f"s.{_quoted(*self._sessions['id'])}"
-            text += f" left join {_quoted(self.mapping.sessions_table or '')} s on {id_} = {session}"
-            first = [
-                f"s.{_quoted(*self._sessions[name])}"
-                for name in ("conversation", "created_at")
-                if name in self._sessions
-            ]
-            groups = [*first, *groups]
-        return f"{text} order by {', '.join([*groups, *order])}"
+            # Ids are compared as text: one table may have them as numbers, the other as text.
+            id_ = f"{_as_text(_quoted(*self._sessions['id']))} as id"
+            columns = [f"{_quoted(column)} as {_quoted(f'{name}.{column}')}" for name, column in session_names]
+            whence = _quoted(self.mapping.sessions_table or "")
+            tables.append(f"{_SESSIONS} as materialized (select {', '.join([id_, *columns])} from {whence} group by 1)")  # noqa: S608
+            source += f" left join {_SESSIONS} s on s.id = {_as_text(self._of_message('session'))}"
+        session = _as_text(self._of_message("session"))
+        own, of_session = _as_text(self._of_message("conversation")), _as_text(self._of_session("conversation"))
+        conversation = f"coalesce(nullif({own}, ''), nullif({of_session}, ''), {session}, '')"
+        began = _moment(self._of_session("created_at"))
+        groups = [began, session]
+        if "conversation" in self._messages or "conversation" in self._sessions:
+            # A session whose time nothing says began with its first message.
+            first = f"min({_moment(self._of_message('created_at'))})"
+            named = f"coalesce({session}, '')"
+            tables.append(
+                f"{_BEGINNINGS} as materialized (select {conversation} as place, {named} as id, {first} as began "  # noqa: S608
+                f"from {source} group by 1, 2)"
+            )
+            source += f" left join {_BEGINNINGS} f on f.place = {conversation} and f.id = {named}"
+            groups = [conversation, f"coalesce({began}, f.began)", session]
+        query = f"select {', '.join(expressions)} from {source} order by {', '.join([*groups, *self._order()])}"  # noqa: S608
+        return f"with {', '.join(tables)} {query}" if tables else query
+
+    def _order(self) -> list[str]:
+        """What messages of a session follow each other by."""
+        if self.mapping.order:
+            return [f"m.{_quoted(column)}" for column in self.mapping.order]
+        return [_moment(self._of_message("created_at")), f"m.{'rowid' if self._has_rowid() else self._key}"]
+
+    def _of_message(self, field: str) -> str:
+        return f"m.{_quoted(*self._messages[field])}" if field in self._messages else "null"
+
+    def _of_session(self, field: str) -> str:
+        return f"s.{_quoted(f'sessions.{field}.{self._sessions[field][0]}')}" if field in self._sessions else "null"
 
     def _has_rowid(self) -> bool:
         table = self.mapping.messages_table
@@ -129,7 +194,7 @@ class Source:
                 f"{self.path} has no table {table} for the mapping {self.mapping.name}; it has {known}"
             )
         extra = self.mapping.order if where == "messages" else ()
-        missing = {column for columns in (*wanted.values(), extra) for column in columns} - there
+        missing = {column for columns in (*wanted.values(), extra) for column in columns} - {*there}
         if missing and not self.mapping.lenient:
             raise ChatBridgeError(f"{self.path}: the table {table} has no column {', '.join(sorted(missing))}")
         kept = {name: columns for name, columns in wanted.items() if not missing & {*columns}}
@@ -144,15 +209,7 @@ class Source:
         return kept
 
     def _value(self, query: str) -> int:
-        return self._run(query).fetchone()[0]
-
-    def _run(self, query: str) -> sqlite3.Cursor:
-        with _sqlite_errors(self.path):
-            return self._connection.execute(query)
-
-    def _fetch(self, cursor: sqlite3.Cursor) -> list[Any]:
-        with _sqlite_errors(self.path):
-            return cursor.fetchmany(_FETCH)
+        return self._connection.execute(query).fetchone()[0]
 
 
 @contextmanager
@@ -179,23 +236,22 @@ def tables(connection: sqlite3.Connection) -> list[str]:
     return [str(_text(name) if isinstance(name, bytes) else name) for (name,) in found]
 
 
-def table_columns(connection: sqlite3.Connection, table: str) -> set[str]:
+def table_columns(connection: sqlite3.Connection, table: str) -> list[str]:
     """The names of a table's columns; none when it is not there."""
-    return {name for (name,) in connection.execute("select name from pragma_table_info(?)", (table,))}
+    return [name for (name,) in connection.execute("select name from pragma_table_info(?)", (table,))]
 
 
 def _connect(path: Path) -> sqlite3.Connection:
     with path.open("rb") as file:
         if file.read(16) != b"SQLite format 3\0":
             raise ChatBridgeError(f"{path} {_NO_SQLITE}")
-    with _sqlite_errors(path):
-        # Batches are read in threads, one at a time.
-        connection = sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True, check_same_thread=False)
-        connection.text_factory = _text
-        # Both passes see the same rows, though another program writes meanwhile.
-        connection.isolation_level = None
-        connection.execute("begin")
-        connection.execute("select count(*) from sqlite_master")
+    # Batches are read in threads, one at a time.
+    connection = sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True, check_same_thread=False)
+    connection.text_factory = _text
+    # Both passes see the same rows, though another program writes meanwhile.
+    connection.isolation_level = None
+    connection.execute("begin")
+    connection.execute("select count(*) from sqlite_master")
     return connection
 
 
@@ -215,14 +271,6 @@ def _guess(connection: sqlite3.Connection, path: Path) -> str:
     )
 
 
-@contextmanager
-def _sqlite_errors(path: Path) -> Generator[None]:
-    try:
-        yield
-    except sqlite3.Error as error:
-        raise ChatBridgeError(f"{path} can't be read: {error}; what was read before is stored") from error
-
-
 def _text(raw: bytes) -> str | bytes:
     """Text that is not UTF-8 stays bytes, so that only its own row is refused."""
     try:
@@ -233,6 +281,15 @@ def _text(raw: bytes) -> str | bytes:
 
 def _quoted(name: str) -> str:
     return '"' + name.replace('"', '""') + '"'
+
+
+def _as_text(expression: str) -> str:
+    return f"cast({expression} as text)"
+
+
+def _moment(expression: str) -> str:
+    """A time as a number. Text goes as its bytes, which need not be UTF-8."""
+    return f"moment(case typeof({expression}) when 'text' then cast({expression} as blob) else {expression} end)"
 
 
 def _row(names: Sequence[tuple[str, str]], values: Sequence[Any]) -> Row:
@@ -259,19 +316,19 @@ def _stage(connection: sqlite3.Connection, path: Path, kind: Kind) -> None:
             for number, row in _csv_rows(file) if kind == "csv" else _json_rows(file):
                 kind_of_line = row.pop("type") if row.get("type") in ("session", "message") else "message"
                 made[f"{kind_of_line}s"].add(number, row)
-        for table in made.values():
-            table.flush()
-        connection.commit()
-    except (OSError, csv.Error, sqlite3.Error) as error:
+    except csv.Error as error:
         raise ChatBridgeError(f"{path} can't be read: {error}") from error
+    for table in made.values():
+        table.flush()
+    connection.commit()
 
 
 def _csv_rows(file: Iterable[str]) -> Iterator[tuple[int, dict[str, Any]]]:
     csv.field_size_limit(_LONGEST_FIELD)
-    reader = csv.DictReader(file, restkey="", strict=True)
+    reader = csv.DictReader(file, strict=True)
     for row in reader:
-        extra = row.pop("", None)
         filled = {name: value for name, value in row.items() if value}
+        extra = filled.pop(None, None)
         yield reader.line_num, filled | ({"_problem": "it has more fields than the header"} if extra else {})
 
 
@@ -279,14 +336,17 @@ def _json_rows(file: Iterable[str]) -> Iterator[tuple[int, dict[str, Any]]]:
     for number, line in enumerate(file, 1):
         if not line.strip():
             continue
+        problem = "it is not a JSON object"
         try:
             row = json.loads(line)
+        except RecursionError:
+            row, problem = None, TOO_DEEP
         except ValueError:
             row = None
         if isinstance(row, dict):
             yield number, cast("dict[str, Any]", row)
         else:
-            yield number, {"_problem": "it is not a JSON object", "_line": line}
+            yield number, {"_problem": problem, "_line": line}
 
 
 class _Table:

@@ -1,7 +1,7 @@
 -- name: lock_history
 -- Hold all sessions of these conversations, in the order in which every statement locks. `resting`: an import made it,
 -- and no message has come since.
-select conversation_id, id, next_seq, status, metadata ? 'imported' as imported,
+select conversation_id, id, created_at, next_seq, status, metadata ? 'imported' as imported,
   metadata ? 'imported' and last_inbound_seq = 0 as resting
 from sessions
 where conversation_id = any ($1::uuid[])
@@ -15,10 +15,21 @@ from unnest($1::uuid[], $2::uuid[]) as i (id, conversation_id)
 join sessions s on s.id = i.id and s.conversation_id <> i.conversation_id;
 
 -- name: find_history
--- Messages by their event keys; `ord` is the place among the arguments.
-select i.ord, m.seq, m.direction, m.content_type, m.content_text, m.created_at, m.sender_id
+-- Messages by their event keys; `ord` is the place among the arguments. `shown_text`: as an export has it, if that differs.
+select i.ord, m.session_id, m.seq, m.direction, m.content_type, m.content_text, m.created_at, m.sender_id,
+  case when m.metadata -> 'versions' -> -1 ? 'deleted' then ''
+    else coalesce(m.metadata -> 'versions' -> -1 ->> 'text', m.metadata ->> 'raw_text') end as shown_text
 from unnest($1::uuid[], $2::text[]) with ordinality as i (conversation_id, event_key, ord)
 join messages m on m.conversation_id = i.conversation_id and m.event_key = i.event_key;
+
+-- name: find_history_by_id
+-- The same by their ids, in these conversations: the agent's replies have no event keys.
+select m.conversation_id, m.id,
+  m.session_id, m.seq, m.direction, m.content_type, m.content_text, m.created_at, m.sender_id,
+  case when m.metadata -> 'versions' -> -1 ? 'deleted' then ''
+    else coalesce(m.metadata -> 'versions' -> -1 ->> 'text', m.metadata ->> 'raw_text') end as shown_text
+from messages m
+where m.conversation_id = any ($1::uuid[]) and m.id = any ($2::uuid[]);
 
 -- name: extend_sessions
 -- Count messages that are added to sessions, or only (0) keep their next seq behind them. Run after `lock_history`.
