@@ -148,7 +148,7 @@ class Answerer:
         TURNS.labels(self._agent.name, completion.outcome.value).inc()
         tracing.note(outcome=completion.outcome)
         if completion.outcome.turn_status == "failed":
-            tracing.fail(completion.outcome.value)
+            tracing.fail(completion.error or completion.outcome.value)
         # Only the operator can mend these.
         ours = completion.outcome in (TurnOutcome.UNAUTHORIZED, TurnOutcome.NOT_FOUND)
         log.log(

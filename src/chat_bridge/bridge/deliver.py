@@ -237,7 +237,7 @@ class Deliverer:
         DELIVERIES.labels(delivery.address.platform, result.status).inc()
         tracing.note(status=result.status)
         if result.status != "sent":
-            tracing.fail(result.status)
+            tracing.fail(result.error or result.status)
         log.info(
             "reply.delivered" if result.status == "sent" else "reply.not_delivered",
             status=result.status,
