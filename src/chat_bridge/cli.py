@@ -62,11 +62,6 @@ cli.add_typer(dead_letters, name="dlq")
 backups = typer.Typer(no_args_is_help=True, help="Backups of the database; docs/operate/backup.md tells all.")
 cli.add_typer(backups, name="backup")
 
-imports = typer.Typer(
-    no_args_is_help=True, help="Bring in the conversations of another program; docs/operate/import.md tells all."
-)
-cli.add_typer(imports, name="import")
-
 
 def main() -> None:
     """The entry point: an expected error is one message on standard error, never a traceback."""
@@ -221,8 +216,9 @@ ReportFolder = Annotated[
 ]
 
 
-@imports.command("sqlite")
-def import_sqlite(
+@cli.command("import")
+def import_file(
+    kind: Annotated[Kind, typer.Argument(metavar="KIND")],
     file: ImportFile,
     mapping: OfMapping = None,
     source: OfSource = None,
@@ -231,36 +227,10 @@ def import_sqlite(
     dry_run: DryRun = False,
     report: ReportFolder = None,
 ) -> None:
-    """Import a SQLite database; it may be one that another program is writing to."""
-    _import("sqlite", file, mapping, source, platform, account, dry_run, report)
-
-
-@imports.command("jsonl")
-def import_jsonl(
-    file: ImportFile,
-    mapping: OfMapping = None,
-    source: OfSource = None,
-    platform: IntoPlatform = None,
-    account: IntoAccount = None,
-    dry_run: DryRun = False,
-    report: ReportFolder = None,
-) -> None:
-    """Import a file of JSON objects, one a line, such as `chat-bridge export` writes."""
-    _import("jsonl", file, mapping, source, platform, account, dry_run, report)
-
-
-@imports.command("csv")
-def import_csv(
-    file: ImportFile,
-    mapping: OfMapping = None,
-    source: OfSource = None,
-    platform: IntoPlatform = None,
-    account: IntoAccount = None,
-    dry_run: DryRun = False,
-    report: ReportFolder = None,
-) -> None:
-    """Import a CSV file, whose first line names the columns."""
-    _import("csv", file, mapping, source, platform, account, dry_run, report)
+    """Bring in the conversations of another program, from a file of KIND sqlite (another program may be writing to it),
+    jsonl (one JSON object a line, as `export` writes) or csv (its first line names the columns); docs/operate/import.md
+    tells all."""
+    _import(kind, file, mapping, source, platform, account, dry_run, report)
 
 
 @cli.command("export")
