@@ -221,3 +221,19 @@ async def test_a_server_that_freezes_is_noticed_and_readers_are_told_when_it_goe
 async def test_a_wrong_address_is_no_error() -> None:
     async with Hot.open("redis://127.0.0.1:1/0") as hot:
         await everything_is_soft(hot)
+
+
+async def test_whoever_is_stopped_while_redis_is_asked_ends(redis_url: str) -> None:
+    async def talk(hot: Hot) -> None:
+        while True:
+            await hot.publish(CHAT.id, {"type": "x"})
+
+    async with Hot.open(redis_url) as hot:
+        await hot.publish(CHAT.id, {"type": "x"})
+        for steps in range(60):
+            talking = asyncio.create_task(talk(hot))
+            for _ in range(steps):
+                await asyncio.sleep(0)
+            talking.cancel()
+            _, running = await asyncio.wait([talking], timeout=10)
+            assert not running, f"the cancellation after {steps} steps was lost"

@@ -16,7 +16,16 @@ from typing import Any, Self, TypeAlias, TypeVar
 from pydantic import TypeAdapter
 
 from chat_bridge.model import ConversationId, Session, SessionId, TurnId
-from chat_bridge.storage.redis_connect import ANSWER_SECONDS, FAILURES, Client, connected, heard, place_of, subscriber
+from chat_bridge.storage.redis_connect import (
+    ANSWER_SECONDS,
+    FAILURES,
+    PATIENT_SECONDS,
+    Client,
+    connected,
+    heard,
+    place_of,
+    subscriber,
+)
 from chat_bridge.storage.tls import tls_trouble
 from chat_bridge.telemetry import REDIS_ERRORS, log
 
@@ -294,7 +303,7 @@ class Hot:
         if self._subscriptions is None:
             return
         try:
-            async with self._subscribing:
+            async with asyncio.timeout(PATIENT_SECONDS), self._subscribing:
                 if self._subscriptions is None:  # lost meanwhile
                     return
                 if channel in self._readers and channel not in self._subscribed:
@@ -345,7 +354,7 @@ class Hot:
         pause = 0.1
         while True:
             try:
-                async with self._subscribing:
+                async with asyncio.timeout(PATIENT_SECONDS), self._subscribing:
                     self._subscriptions = await subscriber(self._client)
                     self._subscribed = {channel: asyncio.Event() for channel in self._readers}
                     await self._subscriptions.subscribe(CONTROL, *self._readers)

@@ -1,5 +1,6 @@
 """Connecting to Redis: one server, a cluster, what Sentinels look after, or the one inside the process."""
 
+import asyncio
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from typing import Any, TypeAlias, cast
@@ -29,7 +30,8 @@ FAILURES = (RedisError, RedisClusterException, OSError, TimeoutError)
 
 @asynccontextmanager
 async def connected(url: str | None, seconds: float = ANSWER_SECONDS) -> AsyncGenerator[Client]:
-    """A client, which connects when it is used first, and waits so long for each answer; it is closed afterwards."""
+    """A client, which connects when it is used first, within so many seconds; it is closed afterwards. How long an
+    answer may take is for the caller to say."""
     clients = _clients(url, seconds)
     try:
         yield clients[0]
@@ -44,7 +46,8 @@ async def redis_trouble(url: str) -> str | None:
     require_files("REDIS_URL", url, ("ssl_ca_certs", "ssl_certfile", "ssl_keyfile"))
     async with connected(url, PATIENT_SECONDS) as client:
         try:
-            await client.ping()
+            async with asyncio.timeout(PATIENT_SECONDS):
+                await client.ping()
         except FAILURES as error:
             return tls_trouble(error) or "it does not answer: start it, or correct REDIS_URL"
     return None
@@ -65,9 +68,10 @@ async def heard(client: Client, subscriptions: Any) -> Any:
     if not isinstance(client, (redis.asyncio.Redis, RedisCluster)):
         return await subscriptions.get_message(timeout=None)  # in the process: there is nothing that could break
     if (message := await subscriptions.get_message(timeout=SILENT_SECONDS)) is None:
-        await subscriptions.ping()
-        if (message := await subscriptions.get_message(timeout=ANSWER_SECONDS)) is None:
-            raise TimeoutError("the server of the subscription is silent")
+        async with asyncio.timeout(ANSWER_SECONDS):
+            await subscriptions.ping()
+            while (message := await subscriptions.get_message(timeout=ANSWER_SECONDS)) is None:
+                pass
     return message
 
 
@@ -103,9 +107,11 @@ def _clients(url: str | None, seconds: float) -> Sequence[Client]:
 def _timeouts(seconds: float) -> dict[str, Any]:
     # No retries: they would hide a break from the listener, which has to call everybody to look at PostgreSQL then; and
     # that of a cluster's pipeline closes the connections to all nodes.
+    # No socket_timeout: redis-py keeps it with asyncio.wait_for, which in Python 3.11 can lose the cancellation of a
+    # task, so that it runs on for ever (https://github.com/python/cpython/issues/86296).
     return {
         "socket_connect_timeout": seconds,
-        "socket_timeout": seconds,
+        "socket_timeout": None,
         "health_check_interval": 15,
         "retry": Retry(NoBackoff(), 0),
     }
@@ -138,7 +144,8 @@ def _sentinel(place: RedisPlace, options: Options) -> Sequence[Client]:
     common = {name: value for name, value in servers.items() if name not in logins}
     name, _, number = place.path.strip("/").partition("/")
     hosts = [(host, port or 26379) for host, port in place.hosts]
-    sentinel: Client = cast("Any", Sentinel)(hosts, sentinel_kwargs=common | own, **servers)
+    watchers = common | own | {"socket_timeout": ANSWER_SECONDS}  # so that the next one is asked when one is frozen
+    sentinel: Client = cast("Any", Sentinel)(hosts, sentinel_kwargs=watchers, **servers)
     client = sentinel.master_for(name, db=int(number or 0))
     _try_options(client)
     return [client, sentinel]
