@@ -53,6 +53,15 @@ class Statements:
         while len(self.seen) < count:
             await asyncio.sleep(0)
 
+    async def submit_apart(self, *items: str) -> list[asyncio.Task[str]]:
+        """Submit items one after the other, each when the one before is under way."""
+        tasks: list[asyncio.Task[str]] = []
+        for item in items:
+            seen = len(self.seen)
+            tasks += self.submit(item)
+            await self.until_seen(seen + 1)
+        return tasks
+
 
 async def test_alone_an_item_runs_at_once() -> None:
     statements = Statements()
@@ -61,10 +70,29 @@ async def test_alone_an_item_runs_at_once() -> None:
     assert statements.seen == [["a1"]]
 
 
+async def test_what_comes_together_shares_a_statement() -> None:
+    statements = Statements()
+    statements.let_go()
+    assert await asyncio.gather(*statements.submit("a1", "b1", "a2")) == ["A1", "B1", "A2"]
+    assert statements.seen == [["a1", "b1", "a2"]]
+
+
+async def test_those_who_were_answered_together_come_again_together() -> None:
+    statements = Statements()
+    statements.let_go()
+
+    async def call(name: str) -> None:
+        for number in range(5):
+            await statements.batch.submit(f"a{name}{number}")
+
+    await asyncio.gather(*(call(name) for name in "pqrs"))
+    assert statements.seen == [[f"a{name}{number}" for name in "pqrs"] for number in range(5)]
+
+
 async def test_what_waits_shares_a_statement_in_the_order_it_came() -> None:
     statements = Statements()
-    tasks = statements.submit("a1", "b1", "c1", "d1", "a2", "e1")
-    await statements.until_seen(2)
+    tasks = await statements.submit_apart("a1", "b1")
+    tasks += statements.submit("c1", "d1", "a2", "e1")
     statements.let_go()
     assert await asyncio.gather(*tasks) == ["A1", "B1", "C1", "D1", "A2", "E1"]
     assert statements.seen == [["a1"], ["b1"], ["c1", "d1", "a2", "e1"]]
@@ -73,7 +101,8 @@ async def test_what_waits_shares_a_statement_in_the_order_it_came() -> None:
 
 async def test_a_key_under_way_holds_its_items_back_and_no_others() -> None:
     statements = Statements()
-    tasks = statements.submit("a1", "a2", "b1", "a3")
+    tasks = await statements.submit_apart("a1")
+    tasks += statements.submit("a2", "b1", "a3")
     await statements.until_seen(2)
     assert statements.seen == [["a1"], ["b1"]]
     statements.let_go()
@@ -83,8 +112,8 @@ async def test_a_key_under_way_holds_its_items_back_and_no_others() -> None:
 
 async def test_twins_never_share_and_keep_their_order() -> None:
     statements = Statements()
-    tasks = statements.submit("x1", "y1", "a1", "a1-again", "a2")
-    await statements.until_seen(2)
+    tasks = await statements.submit_apart("x1", "y1")
+    tasks += statements.submit("a1", "a1-again", "a2")
     statements.let_go()
     await asyncio.gather(*tasks)
     assert [[item for item in batch if item[0] == "a"] for batch in statements.seen[2:]] == [["a1"], ["a1-again", "a2"]]
@@ -92,8 +121,8 @@ async def test_twins_never_share_and_keep_their_order() -> None:
 
 async def test_a_full_batch_leaves_the_rest_for_the_next() -> None:
     statements = Statements()
-    tasks = statements.submit("x1", "y1", *(f"a{n}" for n in range(9)))
-    await statements.until_seen(2)
+    tasks = await statements.submit_apart("x1", "y1")
+    tasks += statements.submit(*(f"a{n}" for n in range(9)))
     statements.let_go()
     await asyncio.gather(*tasks)
     assert [item for batch in statements.seen[2:] for item in batch] == [f"a{n}" for n in range(9)]
@@ -102,8 +131,8 @@ async def test_a_full_batch_leaves_the_rest_for_the_next() -> None:
 
 async def test_a_failure_is_told_to_the_callers_of_that_batch_only() -> None:
     statements = Statements()
-    tasks = statements.submit("x1", "y1", "a!", "b1", "c1", "d1", "e1")
-    await statements.until_seen(2)
+    tasks = await statements.submit_apart("x1", "y1")
+    tasks += statements.submit("a!", "b1", "c1", "d1", "e1")
     statements.let_go()
     results = await asyncio.gather(*tasks, return_exceptions=True)
     assert statements.seen[2:] == [["a!", "b1", "c1", "d1"], ["e1"]]
@@ -113,8 +142,8 @@ async def test_a_failure_is_told_to_the_callers_of_that_batch_only() -> None:
 
 async def test_a_refused_statement_fails_its_culprit_only() -> None:
     statements = Statements()
-    tasks = statements.submit("x1", "y1", "a1", "b%", "b2", "c1")
-    await statements.until_seen(2)
+    tasks = await statements.submit_apart("x1", "y1")
+    tasks += statements.submit("a1", "b%", "b2", "c1")
     statements.let_go()
     results = await asyncio.gather(*tasks, return_exceptions=True)
     assert isinstance(results[3], StatementRefusedError)
@@ -126,8 +155,8 @@ async def test_a_refused_statement_fails_its_culprit_only() -> None:
 
 async def test_a_culprit_that_takes_long_keeps_none_of_its_batch_waiting() -> None:
     statements = Statements()
-    tasks = statements.submit("x1", "y1", "a%", "b1")
-    await statements.until_seen(2)
+    tasks = await statements.submit_apart("x1", "y1")
+    tasks += statements.submit("a%", "b1")
     statements.let_go(3)
     await statements.until_seen(5)
     assert statements.seen[3:] == [["a%"], ["b1"]], "both at once"
@@ -145,8 +174,8 @@ async def test_alone_a_refused_item_is_not_tried_again() -> None:
 
 async def test_an_unresponsive_server_is_told_to_all_who_wait() -> None:
     statements = Statements()
-    tasks = statements.submit("x?", "y1", "a1", "x2")
-    await statements.until_seen(2)
+    tasks = await statements.submit_apart("x?", "y1")
+    tasks += statements.submit("a1", "x2")
     statements.let_go(1)
     for waiting in (tasks[0], tasks[2], tasks[3]):
         with pytest.raises(UnresponsiveError):
@@ -159,8 +188,7 @@ async def test_an_unresponsive_server_is_told_to_all_who_wait() -> None:
 
 async def test_a_full_queue_takes_no_more_until_it_has_room() -> None:
     statements = Statements()
-    tasks = statements.submit("x1", "y1")
-    await statements.until_seen(2)
+    tasks = await statements.submit_apart("x1", "y1")
     tasks += statements.submit(*(f"a{n}" for n in range(13)))
     with pytest.raises(OverloadedError):
         await tasks.pop()
@@ -172,8 +200,9 @@ async def test_a_full_queue_takes_no_more_until_it_has_room() -> None:
 
 async def test_a_cancelled_caller_who_waits_is_left_out_and_harms_nobody() -> None:
     statements = Statements()
-    tasks = statements.submit("x1", "y1", "a1", "b1")
-    await statements.until_seen(2)
+    tasks = await statements.submit_apart("x1", "y1")
+    tasks += statements.submit("a1", "b1")
+    await asyncio.sleep(0)
     tasks[2].cancel()
     await asyncio.wait([tasks[2]])
     statements.let_go()
@@ -183,8 +212,8 @@ async def test_a_cancelled_caller_who_waits_is_left_out_and_harms_nobody() -> No
 
 async def test_a_cancelled_caller_does_not_stop_a_statement_under_way() -> None:
     statements = Statements()
-    first, second = statements.submit("a1", "a2")
-    await statements.until_seen(1)
+    (first,) = await statements.submit_apart("a1")
+    (second,) = statements.submit("a2")
     first.cancel()
     await asyncio.wait([first])
     statements.let_go()
@@ -207,8 +236,8 @@ async def test_an_item_without_a_key_fails_alone() -> None:
 
 async def test_drain_waits_for_all_that_was_submitted() -> None:
     statements = Statements()
-    tasks = statements.submit("a1", "a2", "b1", "a3")
-    await statements.until_seen(2)
+    tasks = await statements.submit_apart("a1", "b1")
+    tasks += statements.submit("a2", "a3")
     draining = asyncio.create_task(statements.batch.drain())
     statements.let_go(1)
     while len(statements.seen) < 3:
@@ -219,6 +248,17 @@ async def test_drain_waits_for_all_that_was_submitted() -> None:
     assert sorted(item for batch in statements.seen for item in batch) == ["a1", "a2", "a3", "b1"]
     await asyncio.wait(tasks)
     assert all(task.done() for task in tasks)
+
+
+async def test_drain_waits_for_what_has_not_started_yet() -> None:
+    statements = Statements()
+    statements.let_go()
+    (task,) = statements.submit("a1")
+    await asyncio.sleep(0)
+    assert statements.seen == []
+    await statements.batch.drain()
+    assert statements.seen == [["a1"]]
+    assert await task == "A1"
 
 
 async def test_drain_of_nothing_returns() -> None:

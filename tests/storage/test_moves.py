@@ -258,6 +258,7 @@ async def test_moves_while_everything_happens_lose_nothing(database: str) -> Non
         for number in range(12):
             old, new = chat(f"old-{number}"), chat(f"new-{number}")
             chance = random.Random(number)
+            chance_place = chance.choice([old, new])
             edits = [said("edited", to=place, key="edit", about="before 0").event for place in (old, new)]
             for n in range(6):
                 await stores[0].receive(said("before", to=old, key=f"before {n}"))
@@ -278,7 +279,8 @@ async def test_moves_while_everything_happens_lose_nothing(database: str) -> Non
                 send(2, old),
                 send(0, new),
                 *(messages.edit(stores[1].database, event) for event in edits),
-                *(stores[n % 3].receive(said(f"{n}", to=chance.choice([old, new]))) for n in range(20)),
+                # Not both ids to one store: they would share a statement, as in the test after this one.
+                *(stores[n % 3].receive(said(f"{n}", to=(old, new, chance_place)[n % 3])) for n in range(20)),
                 *(stores[n].claim(wish(old)) for n in range(3)),
                 turns.recover(stores[0].database, HERE, all_owners=True),
             ]
@@ -297,6 +299,27 @@ async def test_moves_while_everything_happens_lose_nothing(database: str) -> Non
             assert sorted(kept) == sorted(["before"] * 6 + ["hello"] * 6 + [f"{n}" for n in range(20)])
     assert await deadlocks(database) == 0
     await assert_consistent(database)
+
+
+async def test_a_batch_for_both_ids_and_a_move_get_out_of_their_ring(any_database: str) -> None:
+    await tell_deadlocks_soon(any_database)
+    old, new = sorted((OLD, NEW), key=lambda place: place.id, reverse=True)  # a batch locks the new one first
+    async with opened_often(any_database, 2) as (one, other):
+        await one.receive(said("before", to=old))
+        async with holding_sessions(any_database, old) as connection:
+            moving = asyncio.ensure_future(sessions.move(one.database, old, new))
+            await waiters(connection, 1)
+            receiving = asyncio.gather(*(other.receive(said(place.conversation, to=place)) for place in (old, new)))
+            await waiters(connection, 2)
+        assert await moving
+        assert [receipt.status for receipt in await receiving] == [ReceiveStatus.ACCEPTED] * 2
+        answered = {}
+        for place in (old, new):
+            await answer_all(one, place)
+            answered |= await statuses(one, place)
+        assert answered == dict.fromkeys(("before", old.conversation, new.conversation), "answered")
+    assert await deadlocks(any_database) == 1
+    await assert_consistent(any_database)
 
 
 async def test_moving_while_parts_are_being_sent_never_deadlocks(database: str) -> None:

@@ -139,7 +139,9 @@ async def test_reading_a_long_conversation_costs_no_more_than_what_is_read(datab
 
 
 def receive_arguments() -> list[list[object]]:
-    return [list(column) for column in zip(*(messages._columns(said(f"{n}")) for n in range(3)), strict=True)]
+    session_ids = {CHAT.id: new_session_id()}
+    rows = [messages._columns(said(f"{n}"), session_ids) for n in range(3)]
+    return [list(column) for column in zip(*rows, strict=True)]
 
 
 STATEMENTS: dict[str, list[object]] = {

@@ -60,13 +60,17 @@ class Batch(Generic[Item, Result]):
         future: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
         entry = _Entry(item, self._key(item), self._twin(item), future)
         self._waiting.append(entry)
-        self._start()
+        # Not at once: those who were answered together come again together.
+        asyncio.get_running_loop().call_soon(self._start)
         return await future
 
     async def drain(self) -> None:
         """Wait until nothing is under way."""
-        while self._running:
-            await asyncio.wait(self._running)
+        while self._waiting or self._running:
+            if self._running:
+                await asyncio.wait(self._running)
+            else:
+                await asyncio.sleep(0)  # what was submitted just now starts
 
     def _start(self) -> None:
         while self._waiting and len(self._running) < self._lanes:

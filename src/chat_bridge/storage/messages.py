@@ -1,7 +1,8 @@
 """Messages: receiving them in order and once, and reading them back."""
 
 import json
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from hashlib import sha256
@@ -52,7 +53,8 @@ async def receive(database: Database, arrivals: Sequence[Arrival]) -> Sequence[R
     """
     # Locks are taken in the order of conversation_id by every statement, so that none waits for another in a ring.
     order = sorted(enumerate(arrivals), key=_lock_order)
-    columns = zip(*(_columns(arrival) for _, arrival in order), strict=True)
+    session_ids = defaultdict[ConversationId, SessionId](new_session_id)  # should one have no active session
+    columns = zip(*(_columns(arrival, session_ids) for _, arrival in order), strict=True)
     arguments = [list(column) for column in columns]
     rows = await win(lambda: database.fetch("receive", *arguments))
     receipts: list[Receipt | None] = [None] * len(order)
@@ -93,7 +95,7 @@ def _lock_order(pair: tuple[int, Arrival]) -> tuple[ConversationId, int]:
     return pair[1].event.address.id, pair[0]
 
 
-def _columns(arrival: Arrival) -> tuple[object, ...]:
+def _columns(arrival: Arrival, session_ids: Mapping[ConversationId, SessionId]) -> tuple[object, ...]:
     event = arrival.event
     metadata: dict[str, Any] = dict(event.metadata)
     if event.group:
@@ -106,7 +108,7 @@ def _columns(arrival: Arrival) -> tuple[object, ...]:
         metadata["reason"] = arrival.skip_reason
     return (
         event.address.id,
-        new_session_id(),
+        session_ids[event.address.id],
         new_message_id(),
         event.address.platform,
         event.address.account,

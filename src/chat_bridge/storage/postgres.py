@@ -4,7 +4,7 @@ import asyncio
 import re
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Mapping, Sequence
-from contextlib import asynccontextmanager, contextmanager, suppress
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, Self, TypeAlias, TypeVar
 
@@ -92,11 +92,17 @@ def _state(error: Exception) -> str:
 
 
 async def win(attempt: Callable[[], Awaitable[T]]) -> T:
-    """Run what fails with a unique violation when another writer is first, until it doesn't. Each race has a winner
-    that is committed, so that the next try sees it; more than a few mean something else is wrong: StorageError."""
+    """Run what fails with a unique violation or in a deadlock when another writer is first, until it doesn't. Each race
+    has a winner who goes on, so that the next try sees what he did; more than a few mean something else is wrong:
+    StorageError."""
     for _ in range(RACES):
-        with suppress(asyncpg.UniqueViolationError):
+        try:
             return await attempt()
+        except asyncpg.UniqueViolationError:
+            pass
+        except StatementRefusedError as error:
+            if not isinstance(error.__cause__, asyncpg.DeadlockDetectedError):
+                raise
     raise StorageError(f"PostgreSQL: {RACES} races in a row were lost; nothing was stored")
 
 

@@ -117,7 +117,8 @@ async def move(database: Database, old: Address, new: Address) -> bool:
     """The platform gave a conversation a new id: everything of it moves there, and a turn that runs is taken away.
     False: there is nothing under the old id. If the new id is in use already, the old sessions become the past of the
     new one."""
-    # The new id may come into use meanwhile.
+    # The new id may come into use meanwhile. A batch that made it known and then waits for the old one is in a ring
+    # with the move: PostgreSQL ends that after deadlock_timeout, and one of them begins again.
     return await win(lambda: _move(database, old, new))
 
 

@@ -39,39 +39,35 @@ with input as (
     where s.conversation_id = i.conversation_id and s.status = 'active'
     limit 1
   ) s on true
-), queues as materialized (
-  -- Once for each conversation, not for each of its messages.
-  select d.conversation_id, w.waiting
-  from (
-    select l.conversation_id, l.answered_seq, l.pending_since, max(l.queue_cap) as queue_cap
-    from looked l
-    group by l.conversation_id, l.answered_seq, l.pending_since
-  ) d
-  cross join lateral (
-    select count(*) as waiting
-    from (
-      select 1
-      from messages m
-      where d.pending_since is not null
-        and m.conversation_id = d.conversation_id and m.seq > d.answered_seq
-        and m.direction = 'inbound' and m.status = 'accepted' and m.content_type <> 'command'
-      order by m.seq
-      limit d.queue_cap
-    ) w
-  ) w
 ), fresh as materialized (
   select
     l.*,
     case
       when l.status <> 'accepted' or l.content_type = 'command' then null
-      when l.policy = 'reject' and queue.waiting + l.nth_accepted > 1
+      when l.policy = 'reject' and l.waited + l.nth_accepted > 1
         and not coalesce(l.metadata::jsonb ? 'replay_of', false) then 'busy'
-      when queue.waiting + l.nth_accepted > l.queue_cap then 'queue_full'
+      when l.waited + l.nth_accepted > l.queue_cap then 'queue_full'
     end as refused,
     count(*) over (partition by l.conversation_id) as arrived
-  from looked l
-  join queues queue using (conversation_id)
-  where l.fresh > 0
+  from (
+    select
+      l.*,
+      -- The queue is counted once for each conversation, not for each of its messages.
+      max(case when l.nth = 1 then (
+        select count(*)
+        from (
+          select 1
+          from messages m
+          where l.pending_since is not null
+            and m.conversation_id = l.conversation_id and m.seq > l.answered_seq
+            and m.direction = 'inbound' and m.status = 'accepted' and m.content_type <> 'command'
+          order by m.seq
+          limit l.queue_cap
+        ) w
+      ) end) over (partition by l.conversation_id) as waited
+    from looked l
+    where l.fresh > 0
+  ) l
 ), grouped as materialized (
   select
     f.conversation_id,
@@ -104,7 +100,7 @@ with input as (
     select p.id, p.next_seq
     from sessions p
     where p.conversation_id = g.conversation_id
-    order by p.next_seq desc
+    order by p.next_seq desc, p.created_at desc -- an empty one has the seq of the one before
     limit 1
   ) before on true
   order by g.conversation_id
@@ -120,6 +116,18 @@ with input as (
     user_id = coalesce(s.user_id, excluded.user_id),
     last_activity = excluded.last_activity
   returning s.conversation_id, s.id, s.next_seq, s.pending_since
+), placed as materialized (
+  select
+    f.ord, f.conversation_id, f.message_id, f.content_type, f.content_text, f.event_key, f.sent_at, f.user_id,
+    f.platform_message_id, f.attachments::jsonb as attachments, f.policy,
+    a.id as session_id, a.next_seq - f.arrived + f.nth - 1 as seq,
+    case when f.refused is null then f.status else 'skipped' end as status,
+    case
+      when f.refused is null then f.metadata::jsonb
+      else coalesce(f.metadata::jsonb, '{}') || jsonb_build_object('reason', f.refused)
+    end as metadata
+  from fresh f
+  join active a using (conversation_id)
 ), wait as (
   insert into waiting (conversation_id, session_id)
   select a.conversation_id, a.id
@@ -133,16 +141,9 @@ with input as (
     sender_id, platform_message_id, attachments, metadata
   )
   select
-    f.conversation_id, a.next_seq - f.arrived + f.nth - 1, f.sent_at, f.message_id, a.id, 'inbound',
-    case when f.refused is null then f.status else 'skipped' end,
-    f.content_type, f.content_text, f.event_key, f.user_id, f.platform_message_id, f.attachments::jsonb,
-    case
-      when f.refused is null then f.metadata::jsonb
-      else coalesce(f.metadata::jsonb, '{}') || jsonb_build_object('reason', f.refused)
-    end
-  from fresh f
-  join active a using (conversation_id)
-  returning id, seq, session_id, status, metadata
+    p.conversation_id, p.seq, p.sent_at, p.message_id, p.session_id, 'inbound', p.status, p.content_type,
+    p.content_text, p.event_key, p.user_id, p.platform_message_id, p.attachments, p.metadata
+  from placed p
 ), people as (
   -- Written on change only: the usual case is one look at the primary key.
   insert into users as u (platform, account, platform_user_id, display_name, username, locale)
@@ -163,9 +164,8 @@ with input as (
     locale = coalesce(excluded.locale, u.locale),
     last_seen = clock_timestamp()
 )
-select f.ord, s.status, s.session_id, s.id, s.seq, s.metadata ->> 'reason' as reason, f.policy
-from stored s
-join fresh f on f.message_id = s.id
+select p.ord, p.status, p.session_id, p.message_id as id, p.seq, p.metadata ->> 'reason' as reason, p.policy
+from placed p
 union all
 select
   l.ord, case when l.same then 'duplicate' else 'conflict' end, l.known_session_id, l.known_id, l.known_seq, null, null
