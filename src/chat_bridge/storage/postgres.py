@@ -43,12 +43,14 @@ QUERIES = _load_queries()
 
 # Each statement is planned once a connection: the server would otherwise plan the long ones anew at each call, which
 # takes longer than running them. One plan has to fit tables of any size, also if it was made while they were empty:
-# every table is read by an index, for one row of the batch after another. PgBouncer refuses these parameters.
+# every table is read by an index, for one row of the batch after another, and by the one that gives the order that is
+# asked for. PgBouncer refuses these parameters.
 _PLANNING = {
     "plan_cache_mode": "force_generic_plan",
     "enable_seqscan": "off",
     "enable_hashjoin": "off",
     "enable_mergejoin": "off",
+    "enable_sort": "off",
     "jit": "off",
 }
 
@@ -61,6 +63,7 @@ _LIMITS = {
 
 # Reasons that may lie in one row of many: bad or too much data, a constraint, a lock that somebody holds, a deadlock.
 _ONE_ROW = re.compile("22|23|54|55P03|40P01")
+_DEADLOCK = "40P01"
 # Reasons to connect anew: the connection broke, the server stops or starts, or it is not the primary any more.
 _ANOTHER_SERVER = re.compile("08|57P0[123]|25006")
 
@@ -86,7 +89,7 @@ def _translated(error: Exception) -> StorageError:
     return StatementRefusedError(reason) if _ONE_ROW.match(_state(error)) else StorageError(reason)
 
 
-def _state(error: Exception) -> str:
+def _state(error: BaseException | None) -> str:
     """The SQLSTATE of an error; empty when it did not come from the server."""
     return getattr(error, "sqlstate", None) or ""
 
@@ -101,7 +104,7 @@ async def win(attempt: Callable[[], Awaitable[T]]) -> T:
         except asyncpg.UniqueViolationError:
             pass
         except StatementRefusedError as error:
-            if not isinstance(error.__cause__, asyncpg.DeadlockDetectedError):
+            if _state(error.__cause__) != _DEADLOCK:
                 raise
     raise StorageError(f"PostgreSQL: {RACES} races in a row were lost; nothing was stored")
 
