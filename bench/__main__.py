@@ -14,8 +14,6 @@ from chat_bridge.storage.embedded import embedded_postgres
 from chat_bridge.storage.migrate import migrate
 from chat_bridge.telemetry import configure_logging
 
-SHARE = 0.2
-
 
 async def main() -> None:
     parser = argparse.ArgumentParser(prog="make bench")
@@ -78,9 +76,13 @@ async def show_load(dsn: str, *, quick: bool, rounds: int) -> None:
             f"all waited after {waited.seconds_in:.0f} s, all were answered {waited.seconds_out:.0f} s later",
             flush=True,
         )
-    for share, name in ((SHARE, f"each with {SHARE:g} of a core"), (None, "both on all cores of this machine")):
+    limits = (
+        (True, f"{load.SLOTS} turns at once each, the agent takes {load.THINKING_SECONDS:g} s"),
+        (False, "the agent answers at once, all share the cores of this machine"),
+    )
+    for thinking, name in limits:
         print(f"\ntwo replicas against one, {name}: turns a second end to end\n")
-        one, two = await load.replicas(dsn, share=share, seconds=4 if quick else 8, rounds=rounds)
+        one, two = await load.replicas(dsn, thinking=thinking, seconds=4 if quick else 8, rounds=rounds)
         for count, rate in ((1, one), (2, two)):
             print(
                 f"{count}: {rate.turns:,.0f}/s; each used {rate.used:.2f} of a core, {rate.milliseconds:.1f} ms a turn "

@@ -4,7 +4,6 @@ import asyncio
 import json
 import os
 import re
-import signal
 import sys
 import time
 from collections.abc import AsyncGenerator
@@ -23,10 +22,12 @@ ANSWER = "This is what the agent says. " * 10
 
 
 class Agent:
-    """Speaks what the bridge needs of Mastra: each run says at once that it began, and answers when `open` is set."""
+    """Speaks what the bridge needs of Mastra: each run says at once that it began, and answers so many `seconds` after
+    `open` is set."""
 
-    def __init__(self) -> None:
+    def __init__(self, seconds: float = 0) -> None:
         self.waiting = 0
+        self._seconds = seconds
         self.open = asyncio.Event()
         self.endpoint = ""
         self._ends = b"".join(
@@ -54,6 +55,7 @@ class Agent:
                 self.waiting += 1
                 try:
                     await self.open.wait()
+                    await asyncio.sleep(self._seconds)
                 finally:
                     self.waiting -= 1
                 writer.write(self._ends + _chunk(b"data: [DONE]\n\n") + b"0\r\n\r\n")
@@ -104,7 +106,6 @@ async def bridge(folder: Path, **settings: str) -> AsyncGenerator[Bridge]:
         yield Bridge(process, int(ready[1]))
     finally:
         if process.returncode is None:
-            process.send_signal(signal.SIGCONT)
             process.terminate()
         await process.wait()
 

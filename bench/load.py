@@ -3,11 +3,10 @@
 import asyncio
 import os
 import resource
-import signal
 import tempfile
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -21,8 +20,8 @@ from tests.servers import MissingError, find_redis
 CALLERS = 64
 TALKERS = 96  # who talk to the replicas: so many that none of them is ever without work
 PATIENCE = 300.0  # seconds, for all turns to get where they should
-PERIOD = 0.1  # as long as that of the quota that containers get
-TICK = 0.002
+THINKING_SECONDS = 1.0
+SLOTS = 40  # fewer than half of the talkers: two processes are never without work either
 
 
 def missing() -> str | None:
@@ -97,27 +96,27 @@ class Rate:
     idle: float
 
 
-async def replicas(dsn: str, *, share: float | None, seconds: float, rounds: int) -> tuple[Rate, Rate]:
+async def replicas(dsn: str, *, thinking: bool, seconds: float, rounds: int) -> tuple[Rate, Rate]:
     """One process, then two, medians: turns end to end, from the POST to the reply on an event stream. Each caller's
     stream stays with one process while its messages go to all in turn, as behind a load balancer.
 
-    `share`: so much of one core is what each process may compute; the kernel's clock counts it, and signals hold it
-    back. Then database, agent and callers have the rest of the machine, as if the replicas had machines of their own.
+    `thinking`: the agent takes a second, and a process may have SLOTS turns under way, so that these are the limit;
+    else it answers at once, and the cores are.
     """
     pairs: list[tuple[Rate, Rate]] = []
     for _ in range(rounds):
         await empty(dsn)
-        async with _stage() as (folder, redis_url, agent), AsyncExitStack() as stack:
+        async with _stage(THINKING_SECONDS if thinking else 0) as (folder, redis_url, agent), AsyncExitStack() as stack:
             agent.open.set()
-            settings = _settings(dsn, redis_url, agent)
+            settings = _settings(dsn, redis_url, agent, **({"MAX_TURNS": str(SLOTS)} if thinking else {}))
             one = await stack.enter_async_context(bridge(folder, **settings))
-            alone = await _rate([one], share, seconds)
+            alone = await _rate([one], seconds)
             two = await stack.enter_async_context(bridge(folder, **settings))
-            pairs.append((alone, await _rate([one, two], share, seconds)))
+            pairs.append((alone, await _rate([one, two], seconds)))
     return _median([pair[0] for pair in pairs]), _median([pair[1] for pair in pairs])
 
 
-async def _rate(processes: list[Bridge], share: float | None, seconds: float) -> Rate:
+async def _rate(processes: list[Bridge], seconds: float) -> Rate:
     done = 0
     begun: set[int] = set()
 
@@ -135,25 +134,21 @@ async def _rate(processes: list[Bridge], share: float | None, seconds: float) ->
                 if turn - number > len(processes):
                     begun.add(number)
 
-    async with AsyncExitStack() as stack:
-        if share is not None:
-            for process in processes:
-                await stack.enter_async_context(_held_to(process, share))
-        callers = [asyncio.create_task(caller(number)) for number in range(TALKERS)]
-        try:
-            async with asyncio.timeout(PATIENCE):
-                while len(begun) < TALKERS:  # some turns at first are slower
-                    await _measured(callers, 0.1)
-            first, began, idle = done, time.perf_counter(), _idle_seconds()
-            computed = sum(process.cpu_seconds() for process in processes)
-            await _measured(callers, seconds)
-            taken, turns = time.perf_counter() - began, done - first
-            computed = sum(process.cpu_seconds() for process in processes) - computed
-            idle = (_idle_seconds() - idle) / taken / (os.cpu_count() or 1)
-        finally:
-            for task in callers:
-                task.cancel()
-            await asyncio.gather(*callers, return_exceptions=True)
+    callers = [asyncio.create_task(caller(number)) for number in range(TALKERS)]
+    try:
+        async with asyncio.timeout(PATIENCE):
+            while len(begun) < TALKERS:  # some turns at first are slower
+                await _measured(callers, 0.1)
+        first, began, idle = done, time.perf_counter(), _idle_seconds()
+        computed = sum(process.cpu_seconds() for process in processes)
+        await _measured(callers, seconds)
+        taken, turns = time.perf_counter() - began, done - first
+        computed = sum(process.cpu_seconds() for process in processes) - computed
+        idle = (_idle_seconds() - idle) / taken / (os.cpu_count() or 1)
+    finally:
+        for task in callers:
+            task.cancel()
+        await asyncio.gather(*callers, return_exceptions=True)
     return Rate(turns / taken, computed / turns * 1000, computed / taken / len(processes), idle)
 
 
@@ -165,36 +160,9 @@ async def _measured(callers: list[asyncio.Task[None]], seconds: float) -> None:
 
 
 @asynccontextmanager
-async def _held_to(process: Bridge, share: float) -> AsyncGenerator[None]:
-    """Meanwhile let a process compute for this share of one core's time, as a container with a quota may."""
-
-    async def hold() -> None:
-        limit, ends = process.cpu_seconds(), time.perf_counter()
-        while True:
-            # What was used too much in one period is missing in the next; what was not used is gone.
-            limit = min(limit, process.cpu_seconds()) + share * PERIOD
-            ends += PERIOD
-            os.kill(process.pid, signal.SIGCONT)
-            while process.cpu_seconds() < limit and time.perf_counter() < ends:
-                await asyncio.sleep(TICK)
-            if process.cpu_seconds() >= limit:
-                os.kill(process.pid, signal.SIGSTOP)
-                await asyncio.sleep(ends - time.perf_counter())
-
-    holding = asyncio.create_task(hold())
-    try:
-        yield
-    finally:
-        holding.cancel()
-        await asyncio.wait([holding])
-        with suppress(ProcessLookupError):
-            os.kill(process.pid, signal.SIGCONT)
-
-
-@asynccontextmanager
-async def _stage() -> AsyncGenerator[tuple[Path, str, Agent]]:
+async def _stage(agent_seconds: float = 0) -> AsyncGenerator[tuple[Path, str, Agent]]:
     with tempfile.TemporaryDirectory() as folder:
-        async with own_server() as redis, Agent().serving() as agent:
+        async with own_server() as redis, Agent(agent_seconds).serving() as agent:
             await redis.start()
             yield Path(folder), redis.url, agent
 

@@ -76,6 +76,34 @@ async def test_more_conversations_than_places_are_all_answered(database: str, re
             assert replies(await chat.answered()) == ["one two"]
 
 
+async def test_who_came_first_is_answered_before_those_who_go_on_talking(database: str, redis_url: str) -> None:
+    said = 0
+
+    async def talk(chat: Chat) -> None:
+        nonlocal said
+        while True:
+            await chat.send("and another thing")
+            await chat.answered()
+            said += 1
+
+    async with replicas(database, redis_url, 1, MAX_TURNS="1") as (bridge,), AsyncExitStack() as stack:
+        talkers = [await stack.enter_async_context(visiting(bridge.url)) for _ in range(4)]
+        quiet = [await stack.enter_async_context(visiting(bridge.url)) for _ in range(4)]
+        talking = [asyncio.create_task(talk(chat)) for chat in talkers]
+        try:
+            while said < 10:
+                await asyncio.sleep(0.01)
+            await asyncio.gather(*(chat.send("one two") for chat in quiet))
+            before = said
+            for chat in quiet:
+                assert replies(await chat.answered()) == ["one two"]
+            assert said - before < 40
+        finally:
+            for task in talking:
+                task.cancel()
+            await asyncio.wait(talking)
+
+
 async def test_a_full_replica_lets_another_one_answer(database: str, redis_url: str) -> None:
     async with (
         replicas(database, redis_url, 2, MAX_TURNS="1", CHAT_BRIDGE_DRAIN_SECONDS="0") as (full, free),

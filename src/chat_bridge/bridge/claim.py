@@ -117,6 +117,8 @@ class Workers:
         self._again: set[ConversationId] = set()
         self._rescued: set[ConversationId] = set()
         self._full = False  # some conversations found no place here: they wait in PostgreSQL
+        self._refilling = False
+        self._behind: dict[ConversationId, str] = {}  # came during a refill: those that it finds wait longer
         self._running: dict[ConversationId, Running] = {}
         # What came while a claim was under way.
         self._stops: dict[ConversationId, list[tuple[Seq, StopReason, Seq | None]]] = {}
@@ -131,16 +133,18 @@ class Workers:
         if conversation in self._workers:
             self._again.add(conversation)
             return
-        if not self._has_room:
+        if self._refilling:
+            self._behind[conversation] = platform
+        elif self._full or not self._room:
             self._full = True
             self.spawn(self._pass_on(conversation, platform), "wake.pass_on")
-            return
-        task = asyncio.create_task(self._work(conversation, self._platforms[platform]), name=f"worker:{conversation}")
-        self._workers[conversation] = task
+            self._refill_if_room()
+        else:
+            self._start(conversation, platform)
 
     def rescue(self, conversation: ConversationId, platform: str) -> None:
         """As `wake`, for a conversation that nobody is on: a lock in Redis was left behind by who died."""
-        if conversation in self._workers or self._has_room:
+        if conversation in self._workers or (self._room and not self._full and not self._refilling):
             self._rescued.add(conversation)
         self.wake(conversation, platform)
 
@@ -262,6 +266,10 @@ class Workers:
         else:
             running.stop_if(before, reason, holding)
 
+    def _start(self, conversation: ConversationId, platform: str) -> None:
+        task = asyncio.create_task(self._work(conversation, self._platforms[platform]), name=f"worker:{conversation}")
+        self._workers[conversation] = task
+
     async def _work(self, conversation: ConversationId, platform: Platform) -> None:
         try:
             await self._coalesce(platform)
@@ -279,9 +287,7 @@ class Workers:
             if conversation in self._again:
                 self._again.discard(conversation)
                 self.wake(conversation, platform.capabilities.name)
-            if self._full and not self._closing and len(self._workers) < self._settings.max_turns:
-                self._full = False
-                self.spawn(self._refill(), "workers.refill")
+            self._refill_if_room()
 
     async def _answer_all(self, conversation: ConversationId, platform: Platform) -> None:
         """Answer until nothing waits. A lock in Redis saves the database from many who want one conversation: who can't
@@ -303,20 +309,35 @@ class Workers:
                 await self._pass_on(conversation, platform.capabilities.name)
 
     @property
-    def _has_room(self) -> bool:
-        return not self._closing and len(self._workers) < 2 * self._settings.max_turns
+    def _room(self) -> int:
+        """How many more workers there may be: as many as may answer, and as many again that wait for one to end."""
+        return 0 if self._closing else 2 * self._settings.max_turns - len(self._workers)
 
     async def _pass_on(self, conversation: ConversationId, platform: str) -> None:
         """Have another process look at a conversation."""
         await self._hot.control({"type": "wake", "conversation": str(conversation), "platform": platform})
 
+    def _refill_if_room(self) -> None:
+        # While there are still some who wait for one to end.
+        if self._full and not self._refilling and 2 * self._room > self._settings.max_turns:
+            self._refilling = True
+            self.spawn(self._refill(), "workers.refill")
+
     async def _refill(self) -> None:
-        """Take up conversations that found no place here before."""
-        most = self._settings.max_turns
-        found = await turns.find_pending(self._store.database, self._accounts, most)
-        for conversation, platform in found:
-            self.wake(conversation, platform)
-        self._full = self._full or len(found) == most
+        """Take up conversations that found no place here before, longest first. Until all have one, nobody who comes
+        later gets one before them."""
+        most = 2 * self._settings.max_turns  # some of them have a worker already
+        try:
+            found = await turns.find_pending(self._store.database, self._accounts, most)
+            new, room = [each for each in found if each[0] not in self._workers], self._room
+            for conversation, platform in new[:room]:
+                self._start(conversation, platform)
+            self._full = len(new) > room or len(found) == most
+        finally:
+            self._refilling = False
+            behind, self._behind = self._behind, {}
+            for conversation, platform in behind.items():
+                self.wake(conversation, platform)
 
     async def _coalesce(self, platform: Platform) -> None:
         own = self._settings.coalesce_seconds
