@@ -32,7 +32,7 @@ def pytest_ignore_collect(config: pytest.Config) -> bool | None:
 def engine() -> None:
     """A Docker engine with compose v2."""
     if shutil.which("docker") is None or subprocess.run(["docker", "version"], capture_output=True).returncode != 0:
-        pytest.skip("skipped, because no Docker engine answers")
+        unavailable("no Docker engine answers")
     version = subprocess.run(["docker", "compose", "version", "--short"], capture_output=True, text=True, check=False)
     found = re.match(r"v?(\d+)\.(\d+)", version.stdout)
     if found is None or (int(found[1]), int(found[2])) < COMPOSE:
