@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 
 import pytest
 import redis.asyncio
@@ -216,6 +216,47 @@ async def test_a_server_that_freezes_is_noticed_and_readers_are_told_when_it_goe
         while await anext(events) != RESYNC:
             pass
         assert hot.reachable
+
+
+async def test_a_new_connection_that_nobody_answers_is_given_up(
+    server: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(redis_connect, "SILENT_SECONDS", 0.1)
+    await server.start()
+    through: list[asyncio.StreamWriter] = []
+    silent = asyncio.Event()  # from now on connections are taken, and nothing is said
+
+    async def pipe(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while data := await reader.read(65536):
+            writer.write(data)
+        writer.close()
+
+    async def take(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        through.append(writer)
+        if not silent.is_set():
+            to_reader, to_writer = await asyncio.open_unix_connection(server.folder / "redis.sock")
+            through.append(to_writer)
+            with suppress(OSError):
+                await asyncio.gather(pipe(reader, to_writer), pipe(to_reader, writer))
+
+    door = await asyncio.start_server(take, "127.0.0.1")
+    try:
+        url = f"redis://127.0.0.1:{door.sockets[0].getsockname()[1]}"
+        async with Hot.open(url) as hot, hot.watch(CHAT.id) as events:
+            await heard(hot, CHAT.id, events)
+            silent.set()
+            known = through.copy()
+            for writer in known:
+                writer.transport.abort()
+            while len(through) == len(known):
+                await asyncio.sleep(0.01)
+            silent.clear()
+            while await anext(events) != RESYNC:
+                pass
+    finally:
+        door.close()
+        for writer in through:
+            writer.transport.abort()
 
 
 async def test_a_wrong_address_is_no_error() -> None:

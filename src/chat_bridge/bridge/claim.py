@@ -329,15 +329,18 @@ class Workers:
         most = 2 * self._settings.max_turns  # some of them have a worker already
         try:
             found = await turns.find_pending(self._store.database, self._accounts, most)
-            new, room = [each for each in found if each[0] not in self._workers], self._room
-            for conversation, platform in new[:room]:
-                self._start(conversation, platform)
-            self._full = len(new) > room or len(found) == most
+        except StorageError:
+            self._behind.clear()  # for the sweep: to begin again at once would go on as fast as the database fails
+            raise
         finally:
             self._refilling = False
-            behind, self._behind = self._behind, {}
-            for conversation, platform in behind.items():
-                self.wake(conversation, platform)
+        new, room = [each for each in found if each[0] not in self._workers], self._room
+        for conversation, platform in new[:room]:
+            self._start(conversation, platform)
+        self._full = len(new) > room or len(found) == most
+        behind, self._behind = self._behind, {}
+        for conversation, platform in behind.items():
+            self.wake(conversation, platform)
 
     async def _coalesce(self, platform: Platform) -> None:
         own = self._settings.coalesce_seconds

@@ -43,14 +43,12 @@ QUERIES = _load_queries()
 
 # Each statement is planned once a connection: the server would otherwise plan the long ones anew at each call, which
 # takes longer than running them. One plan has to fit tables of any size, also if it was made while they were empty:
-# every table is read by an index, for one row of the batch after another, and by the one that gives the order that is
-# asked for. PgBouncer refuses these parameters.
+# every table is read by an index, for one row of the batch after another. PgBouncer refuses these parameters.
 _PLANNING = {
     "plan_cache_mode": "force_generic_plan",
     "enable_seqscan": "off",
     "enable_hashjoin": "off",
     "enable_mergejoin": "off",
-    "enable_sort": "off",
     "jit": "off",
 }
 

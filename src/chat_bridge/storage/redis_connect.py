@@ -67,8 +67,9 @@ async def heard(client: Client, subscriptions: Any) -> Any:
     answer: TCP alone would wait for a frozen one for ever."""
     if not isinstance(client, (redis.asyncio.Redis, RedisCluster)):
         return await subscriptions.get_message(timeout=None)  # in the process: there is nothing that could break
-    if (message := await subscriptions.get_message(timeout=SILENT_SECONDS)) is None:
-        async with asyncio.timeout(ANSWER_SECONDS):
+    # redis-py connects anew by itself when the connection breaks, and waits as long as it takes.
+    async with asyncio.timeout(SILENT_SECONDS + ANSWER_SECONDS):
+        if (message := await subscriptions.get_message(timeout=SILENT_SECONDS)) is None:
             await subscriptions.ping()
             while (message := await subscriptions.get_message(timeout=ANSWER_SECONDS)) is None:
                 pass

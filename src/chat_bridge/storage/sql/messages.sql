@@ -30,8 +30,7 @@ with input as (
   left join lateral (
     select m.id, m.seq, m.session_id, m.content_text, m.sender_id, m.metadata ->> 'raw_text' as raw_text
     from messages m
-    where m.conversation_id = i.conversation_id and m.event_key >= i.event_key and m.event_key <= i.event_key
-    order by m.event_key -- keeps the planner on messages_event, also while it believes that the table is empty
+    where m.conversation_id = i.conversation_id and m.event_key = i.event_key
     limit 1
   ) known on true
   left join lateral (
