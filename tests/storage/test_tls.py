@@ -4,27 +4,39 @@ The embedded PostgreSQL knows no TLS, so an installed one is used.
 """
 
 import asyncio
+import subprocess
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import NamedTuple
+from unittest.mock import Mock
+from urllib.parse import unquote
 
 import aiohttp
 import asyncpg
 import pytest
 import pytest_asyncio
 
+from chat_bridge.backup import programs
+from chat_bridge.backup.places import Folder
+from chat_bridge.backup.relay import for_programs
+from chat_bridge.backup.restore import restore
+from chat_bridge.backup.tables import connected
+from chat_bridge.backup.vault import Vault
 from chat_bridge.errors import SettingsError, StorageError
+from chat_bridge.storage.embedded import binaries
 from chat_bridge.storage.migrate import schema_state
 from chat_bridge.storage.postgres import Database
 from chat_bridge.storage.redis_connect import redis_trouble
 from chat_bridge.storage.server_account import server_account
+from chat_bridge.storage.store import Store
 from tests import redis_servers
 from tests.bridge import running_bridge, visiting
 from tests.certificates import Certificates
 from tests.observe import run_command
 from tests.redis_servers import free_ports
 from tests.servers import own_server
+from tests.storage.dialogue import CHAT, said
 
 PASSWORD = "5b8c1f0e6d7a49320c1e"
 SETTINGS = """
@@ -160,6 +172,42 @@ async def test_a_client_certificate_is_the_login(secured: Secured) -> None:
     assert "the file of our client certificate or its key is not one" in await refusal(
         secured.dsn(f"{options}&sslcert={secured.own.authority}", user="certified")
     )
+
+
+async def test_a_backup_by_programs_that_know_no_tls(
+    secured: Secured, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dsn, vault = secured.dsn("sslmode=verify-full&sslrootcert={own}"), Vault(Folder(tmp_path), None)
+    async with Store.open(dsn) as store:
+        for number in range(100):
+            await store.receive(said(f"{number}" + "x" * 9000))
+    backup = await vault.create(dsn)
+    await restore(vault, backup, dsn, replace=True)
+    async with Store.open(dsn) as store:
+        assert len(await store.history(CHAT.id, limit=1000)) == 100
+    assert backup.dump.program == 15
+    embedded = binaries() / "pg_dump"
+    alone = subprocess.run([embedded, f"--dbname={dsn}"], capture_output=True, text=True, check=False)
+    assert "SSL support is not compiled in" in alone.stderr
+    monkeypatch.setattr(programs, "_candidates", Mock(return_value=[embedded]))
+    assert (await vault.create(dsn)).dump.program == 18
+
+
+async def test_programs_are_who_the_connection_is_and_nobody_else_gets_in(secured: Secured) -> None:
+    key = secured.own.client("certified")
+    options = f"sslmode=verify-full&sslrootcert={{own}}&sslcert={key}&sslkey={key}&application_name=mine"
+    dsn = secured.dsn(options, user="certified")
+    async with connected(dsn) as connection:
+        async with for_programs(dsn, connection) as reached:
+            program = await asyncpg.connect(reached)
+            told = """select current_user, current_setting('application_name'),
+              (select ssl from pg_stat_ssl where pid = pg_backend_pid())"""
+            assert tuple(await program.fetchrow(told)) == ("certified", "mine", True)
+            folder = Path(unquote(reached.partition("host=")[2].partition("&")[0]))
+            assert folder.stat().st_mode & 0o777 == 0o700
+        with pytest.raises((OSError, asyncpg.PostgresError, asyncpg.InterfaceError)):
+            await program.fetchval("select 1")
+    assert not folder.exists()
 
 
 @pytest.mark.parametrize("option", ["sslrootcert", "sslcert", "sslkey"])

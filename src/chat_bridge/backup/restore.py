@@ -15,6 +15,7 @@ import asyncpg
 
 from chat_bridge.backup.manifest import BackupError, Manifest, made_at, new_id
 from chat_bridge.backup.programs import Running, find_pg_restore, run, with_database
+from chat_bridge.backup.relay import for_programs
 from chat_bridge.backup.seal import Summed, unseal
 from chat_bridge.backup.tables import (
     BOOKKEEPING,
@@ -120,7 +121,9 @@ async def _fill(vault: Vault, manifest: Manifest, dsn: str, connection: Connecti
             raise BackupError(f"{manifest.dump.name} is not the file that was stored: its checksum differs")
         pg_restore.finish()
 
-    await run(program, dsn, _name(connection), arguments, work, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL)
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.DEVNULL}
+    async with for_programs(dsn, connection) as reached:
+        await run(program, reached, _name(connection), arguments, work, **pipes)
     restored = await present_tables(connection, manifest.namespace)
     found = await sum_up(connection, restored)
     names = sorted(found.keys() | manifest.tables.keys())

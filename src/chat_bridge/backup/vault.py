@@ -13,6 +13,7 @@ from typing import Any
 from chat_bridge.backup.manifest import FILE, BackupError, Dump, Manifest, from_json, made_at, new_id
 from chat_bridge.backup.places import Place, open_place
 from chat_bridge.backup.programs import Program, Running, find_pg_dump, run
+from chat_bridge.backup.relay import for_programs
 from chat_bridge.backup.seal import BLOCK, Key, Summed, read_key, seal
 from chat_bridge.backup.tables import LEASES, NAME, Tables, connected, present_tables, server_version, sum_up
 from chat_bridge.errors import SettingsError
@@ -87,7 +88,8 @@ class Vault:
         backup, files = new_id(now, secrets.token_hex(4)), list[str]()
         try:
             files.append(f"{backup}/database.dump{'' if self.key is None else '.age'}")
-            dump = await self._dump(dsn, program, await _arguments(connection, tables), files[0])
+            async with for_programs(dsn, connection) as reached:
+                dump = await self._dump(reached, program, await _arguments(connection, tables), files[0])
             manifest = Manifest(
                 id=backup,
                 created_at=now.isoformat(),
