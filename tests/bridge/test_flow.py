@@ -248,4 +248,4 @@ async def test_a_first_message_waits_for_more_of_them(database: str) -> None:
         )
         while (first := await rows(database, query, [ann.conversation, bob.conversation]))[-1]["finished_at"] is None:
             await asyncio.sleep(0.02)
-    assert first[0]["finished_at"] <= first[1]["started_at"], "\n".join(map(str, first))
+        assert first[0]["finished_at"] <= first[1]["started_at"], "\n".join(map(str, first))
