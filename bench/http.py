@@ -86,11 +86,11 @@ async def post_rate(port: int, callers: int, seconds: float) -> float:
 
 async def webhook(dsn: str, *, seconds: float, rounds: int, callers: int = 64) -> tuple[float, float]:
     """Messages accepted a second: committed, and by the same endpoint storing nothing. Answers are not part of it:
-    the workers are told that the process is stopping, so that messages only wait."""
+    no worker is woken, so that messages only wait."""
     await empty(dsn)
     async with running_service(bench_settings(dsn, CHAT_BRIDGE_DRAIN_SECONDS=0)) as service:
-        await service.drain()
         real: Services = service.app.state.services
+        real.receiver._workers.wake = lambda *_: None
         stand_in = replace(real, receiver=StoresNothing())  # pyright: ignore[reportArgumentType]
         stored, nothing = [], []
         async with serving(service) as port:

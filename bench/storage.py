@@ -227,7 +227,7 @@ class Ours:
 
 
 async def drive(
-    operation: Callable[[Address], Awaitable[None]], callers: int, seconds: float, count: int | None = None
+    operation: Callable[[Address], Awaitable[object]], callers: int, seconds: float, count: int | None = None
 ) -> float:
     """Run an operation by concurrent callers, each on its own share of the conversations; operations a second."""
     done = 0
@@ -298,6 +298,9 @@ class Hot:
     accepted: float
 
 
+MOST_A_SECOND = 50_000
+
+
 async def one_conversation(dsn: str, *, seconds: float, rounds: int, answered: bool) -> Hot:
     """64 callers store into a single conversation, each waiting for its commit; pgbench does it row by row, as each
     needs the session's row. `answered`: meanwhile turn after turn takes all that waits; else the queue fills."""
@@ -311,9 +314,11 @@ async def _one_conversation(dsn: str, seconds: float, answered: bool) -> Hot:
     async with Store.open(dsn, pool_size=10, migrate_schema=False) as store:
         ours = Ours(store)
         await drive(ours.turn, 1, 0.3)  # connections and prepared statements
+        # Made before: pgbench makes none either.
+        given = iter([arrival(hot, str(new_message_id())) for _ in range(round(MOST_A_SECOND * seconds))])
         await _analyse(dsn)  # as autovacuum does within a minute; until then any index may be taken for a key's
         answering = asyncio.create_task(_answer_all(ours, hot)) if answered else None
-        mine = await drive(lambda _: ours.receive(hot), 64, seconds)
+        mine = await drive(lambda _: store.receive(next(given)), 64, seconds)
         if answering is not None:
             answering.cancel()
             await asyncio.wait([answering])
