@@ -11,6 +11,7 @@ import pytest
 import pytest_asyncio
 
 from tests.bridge import BridgeProcess, Chat, running_bridge, visiting
+from tests.conftest import fresh_database
 from tests.observe import begun, ended, give_policy, outcomes, replies, rows, statuses
 
 LONG = "word " * 25 + "end"  # keeps the echo agent busy for most of a second
@@ -210,12 +211,13 @@ async def test_pages_see_that_an_answer_is_being_written(chat: Chat) -> None:
     assert [data["text"] for name, data in seen if name == "message"] == ["one two three"] * 2
 
 
-# Settings
+# Settings. With a database of their own: the module's bridge would take turns of any conversation in its database.
 
 
-async def test_vietnamese_with_own_words(database: str) -> None:
+async def test_vietnamese_with_own_words() -> None:
     own = json.dumps({"start": "Chào! Đây là quán Phở.", "status": "{agent}!"})
     async with (
+        fresh_database("18", template=True) as database,
         running_bridge(database, CHAT_BRIDGE_LANGUAGE="vi", CHAT_BRIDGE_TEXTS=own) as bridge,
         visiting(bridge.url) as chat,
     ):
@@ -230,8 +232,9 @@ async def test_vietnamese_with_own_words(database: str) -> None:
         ]
 
 
-async def test_a_first_message_waits_for_more_of_them(database: str) -> None:
+async def test_a_first_message_waits_for_more_of_them() -> None:
     async with (
+        fresh_database("18", template=True) as database,
         running_bridge(database, COALESCE_SECONDS="1", MAX_TURNS="1") as bridge,
         visiting(bridge.url) as ann,
         visiting(bridge.url) as bob,

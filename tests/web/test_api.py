@@ -335,35 +335,36 @@ async def test_the_start_page_leads_to_the_chat(bridge: BridgeProcess) -> None:
     assert (status, headers["location"]) == (307, "/chat")
 
 
-async def test_without_web_chat(database: str) -> None:
-    # What another process of the same database still has to deliver there stays as it is.
-    conversation, session = uuid4(), uuid4()
-    where = "'webchat', 'default', 'off'"
-    await rows(
-        database,
-        f"""with session as (
-          insert into sessions (conversation_id, id, platform, account, platform_conversation_id, next_seq)
-          values ($1, $2, {where}, 2)
-        ), reply as (
-          insert into messages (conversation_id, seq, id, session_id, direction, status, content_text)
-          values ($1, 1, gen_random_uuid(), $2, 'outbound', 'stored', 'hello')
+async def test_without_web_chat() -> None:
+    async with fresh_database("18", template=True) as database:
+        # What another process of the same database still has to deliver there stays as it is.
+        conversation, session = uuid4(), uuid4()
+        where = "'webchat', 'default', 'off'"
+        await rows(
+            database,
+            f"""with session as (
+              insert into sessions (conversation_id, id, platform, account, platform_conversation_id, next_seq)
+              values ($1, $2, {where}, 2)
+            ), reply as (
+              insert into messages (conversation_id, seq, id, session_id, direction, status, content_text)
+              values ($1, 1, gen_random_uuid(), $2, 'outbound', 'stored', 'hello')
+            )
+            insert into deliveries (conversation_id, seq, part, idempotency_key, status)
+            values ($1, 1, 1, gen_random_uuid(), 'pending')""",
+            conversation,
+            session,
         )
-        insert into deliveries (conversation_id, seq, part, idempotency_key, status)
-        values ($1, 1, 1, gen_random_uuid(), 'pending')""",
-        conversation,
-        session,
-    )
-    async with running_bridge(database, WEBCHAT_ENABLED="false") as bridge:
-        assert (await headers_of(bridge.url, "/"))[1]["location"] == "/docs"
-        assert (await headers_of(bridge.url, "/chat"))[0] == 404
-        assert (await call(bridge.url, "POST", "/api/v1/chat/conversations"))[0] == 404
-        assert (await call(bridge.url, "GET", f"{SESSIONS}/{session}"))[0] == 200
-        assert await call(bridge.url, "GET", "/health") == (200, {"status": "ok"})
-    async with running_bridge(database):
-        delivery = "select status, attempts from deliveries where conversation_id = $1"
-        while (found := (await rows(database, delivery, conversation))[0])["status"] != "sent":
-            await asyncio.sleep(0.05)
-        assert found["attempts"] == 1
+        async with running_bridge(database, WEBCHAT_ENABLED="false") as bridge:
+            assert (await headers_of(bridge.url, "/"))[1]["location"] == "/docs"
+            assert (await headers_of(bridge.url, "/chat"))[0] == 404
+            assert (await call(bridge.url, "POST", "/api/v1/chat/conversations"))[0] == 404
+            assert (await call(bridge.url, "GET", f"{SESSIONS}/{session}"))[0] == 200
+            assert await call(bridge.url, "GET", "/health") == (200, {"status": "ok"})
+        async with running_bridge(database):
+            delivery = "select status, attempts from deliveries where conversation_id = $1"
+            while (found := (await rows(database, delivery, conversation))[0])["status"] != "sent":
+                await asyncio.sleep(0.05)
+            assert found["attempts"] == 1
 
 
 async def test_the_api_is_closed_without_a_key(database: str) -> None:
