@@ -165,8 +165,7 @@ class ReceiveStatus(StrEnum):
     CONFLICT = "conflict"  # the same event key was stored before with another text
 
 
-@dataclass(frozen=True, slots=True)
-class Receipt:
+class Receipt(NamedTuple):  # one for each message: see StoredMessage
     """The outcome of receiving one message. `busy_policy` is the one in force for it; a duplicate has none."""
 
     status: ReceiveStatus

@@ -318,7 +318,7 @@ async def test_a_batch_for_both_ids_and_a_move_get_out_of_their_ring(any_databas
             await answer_all(one, place)
             answered |= await statuses(one, place)
         assert answered == dict.fromkeys(("before", old.conversation, new.conversation), "answered")
-    assert await deadlocks(any_database) == 1
+    assert await deadlocks(any_database) >= 1  # one that begins again may meet the other once more
     await assert_consistent(any_database)
 
 

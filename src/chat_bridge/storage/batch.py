@@ -3,8 +3,7 @@
 import asyncio
 from collections import defaultdict, deque
 from collections.abc import Awaitable, Callable, Hashable, Iterable, Sequence
-from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Generic, NamedTuple, TypeVar
 
 from chat_bridge.errors import OverloadedError, StatementRefusedError, UnresponsiveError
 
@@ -12,8 +11,7 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
-@dataclass(frozen=True, slots=True)
-class _Entry(Generic[Item, Result]):
+class _Entry(NamedTuple, Generic[Item, Result]):
     item: Item
     key: Hashable
     twin: Hashable
@@ -49,6 +47,7 @@ class Batch(Generic[Item, Result]):
         self._waiting: deque[_Entry[Item, Result]] = deque()
         self._busy_keys: set[Hashable] = set()
         self._running: set[asyncio.Task[None]] = set()
+        self._starting = False
 
     async def submit(self, item: Item) -> Result:
         """Run one item with whatever else is waiting. If the caller is cancelled, the item may still take effect.
@@ -57,11 +56,13 @@ class Batch(Generic[Item, Result]):
         if len(self._waiting) >= self._queue:
             raise OverloadedError(f"{self._queue} wait to be stored already")
         # The keys are asked for here, so that an item that has none fails alone.
-        future: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
-        entry = _Entry(item, self._key(item), self._twin(item), future)
-        self._waiting.append(entry)
-        # Not at once: those who were answered together come again together.
-        asyncio.get_running_loop().call_soon(self._start)
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[Result] = loop.create_future()
+        self._waiting.append(_Entry(item, self._key(item), self._twin(item), future))
+        if not self._starting:
+            # Not at once: those who were answered together come again together.
+            self._starting = True
+            loop.call_soon(self._start)
         return await future
 
     async def drain(self) -> None:
@@ -73,6 +74,7 @@ class Batch(Generic[Item, Result]):
                 await asyncio.sleep(0)  # what was submitted just now starts
 
     def _start(self) -> None:
+        self._starting = False
         while self._waiting and len(self._running) < self._lanes:
             batch = self._take()
             if not batch:

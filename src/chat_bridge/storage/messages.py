@@ -132,14 +132,9 @@ def _columns(arrival: Arrival, session_ids: Mapping[ConversationId, SessionId]) 
 
 
 def _receipt(conversation: ConversationId, row: Record) -> Receipt:
+    _, status, session, id_, seq, reason, policy = row.values()
     return Receipt(
-        status=ReceiveStatus(row["status"]),
-        conversation_id=conversation,
-        session_id=row["session_id"],
-        message_id=row["id"],
-        seq=row["seq"],
-        reason=row["reason"],
-        busy_policy=BusyPolicy(row["policy"]) if row["policy"] else None,
+        ReceiveStatus(status), conversation, session, id_, seq, reason, BusyPolicy(policy) if policy else None
     )
 
 
