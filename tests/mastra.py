@@ -63,7 +63,7 @@ class MastraServer:
         }
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(
-                [_node(self._folder), "server.mjs"], cwd=self._folder, env=environ, stdout=log, stderr=log
+                [node(self._folder), "server.mjs"], cwd=self._folder, env=environ, stdout=log, stderr=log
             )
         self._port = (await self.event("listening", pid=self._process.pid))["port"]
 
@@ -78,7 +78,7 @@ class MastraServer:
 @asynccontextmanager
 async def running_mastra(token: str | None = None) -> AsyncGenerator[MastraServer]:
     """A server with new data; with a `token`, it asks for that key. Skips the test where there is no Node."""
-    packages = await asyncio.to_thread(_installed_packages)
+    packages = await asyncio.to_thread(installed_packages)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         shutil.copy(_SOURCE / "server.mjs", folder)
@@ -91,20 +91,20 @@ async def running_mastra(token: str | None = None) -> AsyncGenerator[MastraServe
             await server.kill()
 
 
-def _node(folder: Path) -> str:
+def node(folder: Path) -> str:
     """Node 22 from the packages; where they have none for this machine, the one on the PATH."""
     packaged = folder / "node_modules" / ".bin" / "node"
     return str(packaged) if packaged.exists() else "node"
 
 
-def _installed_packages() -> Path:
+def installed_packages() -> Path:
     """The node_modules folder of the lock file, installed at the first call on this machine."""
     lock_file = (_SOURCE / "package-lock.json").read_bytes()
     installed = _CACHE / f"mastra-{hashlib.sha256(lock_file).hexdigest()[:16]}"
     if installed.exists():
         return installed / "node_modules"
     if shutil.which("npm") is None or shutil.which("node") is None:
-        unavailable("skipped, because node and npm are not installed")
+        unavailable("node and npm are not installed")
     _CACHE.mkdir(parents=True, exist_ok=True)
     with (_CACHE / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # the first of several test processes installs, the others wait
@@ -114,10 +114,13 @@ def _installed_packages() -> Path:
             unfinished.mkdir()
             for name in ("package.json", "package-lock.json"):
                 shutil.copy(_SOURCE / name, unfinished)
-            subprocess.run(
+            done = subprocess.run(
                 ["npm", "ci", "--ignore-scripts", "--no-audit", "--no-fund", "--loglevel=error"],
                 cwd=unfinished,
-                check=True,
+                capture_output=True,
+                check=False,
             )
+            if done.returncode:
+                unavailable(f"Mastra's packages can't be installed: {done.stderr.decode()[-500:]}")
             unfinished.rename(installed)
     return installed / "node_modules"

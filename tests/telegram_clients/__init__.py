@@ -4,24 +4,15 @@ They want other versions of packages than we do, so they live in an environment 
 """
 
 import asyncio
-import fcntl
 import functools
-import hashlib
 import json
-import os
-import shutil
 import subprocess
-import sys
-import venv
 from pathlib import Path
 from typing import Any
 
-import platformdirs
-
-from tests.needs import unavailable
+from tests.environments import python_with
 
 _FOLDER = Path(__file__).parent
-_CACHE = platformdirs.user_cache_path("agoric-chat-bridge-tests", appauthor=False)
 
 
 async def run_client(script: str, *arguments: str) -> dict[str, Any]:
@@ -49,32 +40,4 @@ def bot_api_schema() -> dict[str, dict[str, Any]]:
 
 
 def _python() -> str:
-    """The Python of the environment, which is built at the first call on this machine."""
-    lock_file = (_FOLDER / "requirements.lock").read_bytes()
-    version = f"{sys.version_info.major}.{sys.version_info.minor}"
-    installed = _CACHE / f"telegram-{version}-{hashlib.sha256(lock_file).hexdigest()[:16]}"
-    if not installed.exists():
-        _CACHE.mkdir(parents=True, exist_ok=True)
-        with (_CACHE / "telegram.lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)  # the first of several test processes installs, the others wait
-            if not installed.exists():
-                _install(installed)
-    return str(installed / "bin" / "python")
-
-
-def _install(folder: Path) -> None:
-    """Build the environment, which counts only when it is complete: `python` alone may be moved afterwards."""
-    unfinished = folder.with_suffix(".unfinished")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    venv.create(unfinished, with_pip=True)
-    pip = [unfinished / "bin" / "python", "-m", "pip", "--disable-pip-version-check", "--quiet", "install"]
-    done = subprocess.run(
-        [*pip, "--require-hashes", "--requirement", _FOLDER / "requirements.lock"],
-        env={**os.environ, "PYTHONWARNINGS": "ignore"},
-        capture_output=True,
-        check=False,
-    )
-    if done.returncode:
-        shutil.rmtree(unfinished, ignore_errors=True)
-        unavailable(f"aiogram and python-telegram-bot can't be installed: {done.stderr.decode()[-500:]}")
-    unfinished.rename(folder)
+    return python_with("telegram", _FOLDER / "requirements.lock")

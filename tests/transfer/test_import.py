@@ -3,9 +3,10 @@
 import asyncio
 import csv
 import errno
-import gzip
 import json
+import os
 import re
+import shutil
 import sqlite3
 from collections.abc import Sequence
 from contextlib import closing
@@ -27,18 +28,47 @@ from chat_bridge.transfer.source import Kind
 from chat_bridge.transfer.trouble import explained
 from tests.observe import run_command
 from tests.storage.dialogue import answer_all, assert_consistent, claimed, ending, looking, opened, said, wish
+from tests.transfer.libraries import file_of
 
-FILES = Path(__file__).parent / "files"
-OPENAI, LANGCHAIN = FILES / "openai-agents.sqlite", FILES / "langchain.sqlite"
+# The fixtures may install the libraries first, which takes as long as the network takes.
+pytestmark = pytest.mark.timeout(120, func_only=True)
+
 MASTRA_THREAD = SessionId(UUID("0199aaaa-bbbb-7ccc-8ddd-eeeeeeee0001"))
 CHAT = Address("webchat", "main", "ada")
 HERE = {"platform": "webchat", "account": "main"}
 
 
+@pytest.fixture
+def openai_file(library_files: Path, tmp_path: Path) -> Path:
+    return own_copy(file_of("openai_agents", library_files), tmp_path)
+
+
+@pytest.fixture
+def langchain_file(library_files: Path, tmp_path: Path) -> Path:
+    return own_copy(file_of("langchain", library_files), tmp_path)
+
+
+@pytest.fixture
+def mastra_file(library_files: Path, tmp_path: Path) -> Path:
+    return own_copy(file_of("mastra", library_files), tmp_path)
+
+
+@pytest.fixture(scope="session")
+def library_files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that all workers share."""
+    folder = tmp_path_factory.getbasetemp()
+    return folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder
+
+
+def own_copy(file: Path, folder: Path) -> Path:
+    """A copy of a SQLite file, with what its library left beside it."""
+    return shutil.copytree(file.parent, folder / "library") / file.name
+
+
 async def imported(store: Store | None, file: Path, kind: Kind = "sqlite", **wished: Any) -> Report:
     """Import a file; its report."""
-    folder = file.parent / "report" if file.parent != FILES else Path(wished.pop("folder"))
-    work = Import(Wish(kind, file, wished.pop("folder", folder), **wished), lambda what, done, total: None)
+    folder = wished.pop("folder", file.parent / "report")
+    work = Import(Wish(kind, file, folder, **wished), lambda what, done, total: None)
     return await work.run(None if store is None else store.database)
 
 
@@ -69,9 +99,9 @@ def rejects(folder: Path) -> list[tuple[object, str]]:
 # What the libraries wrote
 
 
-async def test_sessions_of_the_openai_agents_sdk(any_database: str, tmp_path: Path) -> None:
+async def test_sessions_of_the_openai_agents_sdk(any_database: str, openai_file: Path) -> None:
     async with opened(any_database) as store:
-        report = await imported(store, OPENAI, folder=tmp_path, values=HERE)
+        report = await imported(store, openai_file, values=HERE)
         assert (report.mapping, report.stored, report.sessions) == ("openai-agents", 207, 21)
         assert report.events == {"reasoning": 1, "function_call": 1, "function_call_output": 1}
         assert report.complete
@@ -91,11 +121,9 @@ async def test_sessions_of_the_openai_agents_sdk(any_database: str, tmp_path: Pa
     await assert_consistent(any_database)
 
 
-async def test_a_memory_of_mastra_goes_on_under_its_own_ids(database: str, tmp_path: Path) -> None:
-    file = tmp_path / "memory.db"
-    file.write_bytes(gzip.decompress((FILES / "mastra.sqlite.gz").read_bytes()))
+async def test_a_memory_of_mastra_goes_on_under_its_own_ids(database: str, mastra_file: Path) -> None:
     async with opened(database) as store:
-        report = await imported(store, file, values=HERE)
+        report = await imported(store, mastra_file, values=HERE)
         assert (report.mapping, report.stored, report.notes.inline_files) == ("mastra", 5, 1)
         session = await sessions.get_session(store.database, MASTRA_THREAD)
         assert session is not None
@@ -115,9 +143,9 @@ async def test_a_memory_of_mastra_goes_on_under_its_own_ids(database: str, tmp_p
         assert (turn.session_id, turn.metadata["resource"]) == (MASTRA_THREAD, "telegram:main:42")
 
 
-async def test_messages_of_langchain(database: str, tmp_path: Path) -> None:
+async def test_messages_of_langchain(database: str, langchain_file: Path) -> None:
     async with opened(database) as store:
-        report = await imported(store, LANGCHAIN, folder=tmp_path)
+        report = await imported(store, langchain_file)
         assert (report.mapping, report.stored, report.notes.no_time) == ("langchain", 8, 8)
         assert report.events == {"system": 1, "tool": 1, "no_text": 1}
         assert report.complete
@@ -133,12 +161,12 @@ async def test_messages_of_langchain(database: str, tmp_path: Path) -> None:
 # Once, and resumed
 
 
-async def test_twice_is_once(database: str, tmp_path: Path) -> None:
+async def test_twice_is_once(database: str, openai_file: Path) -> None:
     async with opened(database) as store:
-        await imported(store, OPENAI, folder=tmp_path)
+        await imported(store, openai_file)
         async with looking(database) as connection:
             before = await connection.fetch("select * from messages order by id")
-            again = await imported(store, OPENAI, folder=tmp_path)
+            again = await imported(store, openai_file)
             assert (again.stored, again.known, again.complete) == (0, 207, True)
             assert await connection.fetch("select * from messages order by id") == before
 
@@ -369,9 +397,9 @@ async def test_a_session_is_in_one_conversation(database: str, tmp_path: Path) -
     await assert_consistent(database)
 
 
-async def test_behind_pgbouncer(database: str, tmp_path: Path) -> None:
+async def test_behind_pgbouncer(database: str, openai_file: Path) -> None:
     async with opened(database, pgbouncer=True) as store:
-        assert (await imported(store, OPENAI, folder=tmp_path)).complete
+        assert (await imported(store, openai_file)).complete
 
 
 @pytest.mark.parametrize(
@@ -665,10 +693,10 @@ async def test_a_csv_file_with_an_unnamed_column(tmp_path: Path) -> None:
 # The command
 
 
-async def test_the_command(database: str, tmp_path: Path) -> None:
+async def test_the_command(database: str, openai_file: Path, tmp_path: Path) -> None:
     folder = str(tmp_path / "report")
     settings = {"DATABASE_URL": database, "CHAT_BRIDGE_SECRET": "s" * 32}
-    words = "import", "sqlite", str(OPENAI), "--report", folder, "--platform", "webchat"
+    words = "import", "sqlite", str(openai_file), "--report", folder, "--platform", "webchat"
     code, output, errors = await run_command(*words, **settings)
     assert (code, "storing 100%" in errors, "checking 100%" in errors) == (0, True, True), errors
     assert "207 stored, 0 were stored before" in output

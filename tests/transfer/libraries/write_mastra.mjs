@@ -1,4 +1,4 @@
-// Writes a Mastra memory with its own libraries: node write_mastra.mjs FILE
+// Writes a Mastra memory: node --input-type=module - FILE < write_mastra.mjs, where there is a node_modules folder
 
 import { LibSQLStore } from "@mastra/libsql";
 import { Memory } from "@mastra/memory";
