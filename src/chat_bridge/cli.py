@@ -38,7 +38,7 @@ from chat_bridge.storage.story import tell_story
 from chat_bridge.telemetry import configure_logging
 from chat_bridge.transfer.export import export
 from chat_bridge.transfer.load import Import, Wish
-from chat_bridge.transfer.progress import Progress
+from chat_bridge.transfer.progress import Progress, counted
 from chat_bridge.transfer.source import Kind
 
 TELEGRAM_HINT = [
@@ -74,7 +74,7 @@ def main() -> None:
 @cli.command()
 def serve() -> None:
     """Run the bridge until Ctrl-C or SIGTERM."""
-    settings = load_settings()
+    settings = load_settings(serves=True)
     require_safe(settings)
     configure_logging(settings.log_level, settings.log_format)
     _run(_serve(settings))
@@ -91,7 +91,7 @@ def migrate_schema(
         return
     settings = load_settings()
     configure_logging(settings.log_level, settings.log_format)
-    _run(_migrate(settings, check))
+    _run(_until_signal(_migrate(settings, check)))
 
 
 @cli.command()
@@ -104,7 +104,7 @@ def config() -> None:
 @cli.command()
 def doctor() -> None:
     """Check what the bridge depends on, and say what to do; exit 1 when something can't work."""
-    settings = load_settings()
+    settings = load_settings(serves=True)
     configure_logging("error", settings.log_format)
     with asyncio.Runner(loop_factory=_new_loop) as runner:
         findings = runner.run(examine(settings))
@@ -469,7 +469,7 @@ async def _export(settings: Settings, wanted: SessionFilter, form: str, output: 
         (await schema_state(dsn)).require_usable()
         sessions, messages = await export(database, wanted, form, output, progress.count)
     progress.end()
-    print(f"{messages:,} messages of {sessions:,} sessions are written", file=sys.stderr)
+    print(f"{counted(messages, 'message')} of {counted(sessions, 'session')} written", file=sys.stderr)
 
 
 async def _dlq(work: Callable[[Store], Awaitable[None]]) -> None:
@@ -483,7 +483,8 @@ async def _dlq(work: Callable[[Store], Awaitable[None]]) -> None:
 
 
 async def _until_signal(work: Coroutine[Any, Any, None]) -> None:
-    """Do what has to be undone when it stops in the middle: `docker stop` and a closed ssh end it as Ctrl-C does."""
+    """Do what has to be undone when it stops in the middle: `docker stop` and a closed ssh end it as Ctrl-C does. The
+    first process of a container would not hear SIGTERM at all."""
     task, got = asyncio.current_task(), list[str]()
     assert task is not None
 
@@ -501,7 +502,7 @@ async def _until_signal(work: Coroutine[Any, Any, None]) -> None:
     except asyncio.CancelledError:
         if not got:
             raise
-        raise BackupError(f"stopped by {got[0]}") from None
+        raise ChatBridgeError(f"stopped by {got[0]}") from None
 
 
 async def _create_backup(settings: Settings) -> None:
@@ -527,7 +528,8 @@ async def _verify_backup(settings: Settings, backup: str | None) -> None:
     manifest = await vault.find(backup)
     async with database_url(settings, beside=True) as dsn:
         await verify(vault, manifest, dsn)
-    print(f"{_as_line(manifest)}\ngood: {len(manifest.tables)} tables were restored, their rows counted and compared")
+    tables = counted(len(manifest.tables), "table")
+    print(f"{_as_line(manifest)}\ngood: {tables} restored, rows counted and compared")
 
 
 async def _restore_backup(settings: Settings, backup: str | None, replace: bool) -> None:
@@ -552,5 +554,5 @@ async def _prune_backups(settings: Settings, keep: int | None, days: int | None)
 def _as_line(manifest: Manifest) -> str:
     encrypted = "encrypted" if manifest.dump.encryption else "not encrypted"
     megabytes = manifest.dump.bytes / 1e6
-    messages = manifest.tables["messages"].rows
-    return f"{manifest.id}  {messages:,} messages  {megabytes:,.1f} MB  schema {manifest.revision}  {encrypted}"
+    messages = counted(manifest.tables["messages"].rows, "message")
+    return f"{manifest.id}  {messages}  {megabytes:,.1f} MB  schema {manifest.revision}  {encrypted}"

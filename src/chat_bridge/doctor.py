@@ -12,10 +12,10 @@ from chat_bridge.platforms.contract import Finding
 from chat_bridge.production import risks
 from chat_bridge.service import make_agent, make_platforms
 from chat_bridge.settings import Settings
-from chat_bridge.storage.embedded import server_in_use
+from chat_bridge.storage.embedded import binaries, server_in_use
 from chat_bridge.storage.migrate import schema_state
 from chat_bridge.storage.postgres import Database
-from chat_bridge.storage.redis_connect import redis_trouble
+from chat_bridge.storage.redis_connect import connected, redis_trouble
 
 CHECK_SECONDS = 30.0
 CLOCK_SECONDS = 5.0
@@ -60,6 +60,7 @@ async def _database(settings: Settings) -> Sequence[Finding]:
     elif (running := server_in_use(settings.data_dir)) is not None:
         dsn, where = running, "Embedded PostgreSQL"
     else:
+        binaries()  # raises what to do when the extra is not installed
         text = f"The embedded PostgreSQL starts with `chat-bridge serve`; its data is in {settings.data_dir}."
         return [Finding("database", "ok", text)]
     async with Database.open(dsn, pool_size=2, pgbouncer=settings.database_pgbouncer) as database:
@@ -91,6 +92,8 @@ async def _database(settings: Settings) -> Sequence[Finding]:
 
 async def _redis(settings: Settings) -> Sequence[Finding]:
     if settings.redis_url is None:
+        async with connected(None):  # raises what to do when the extra is not installed
+            pass
         return [Finding("redis", "ok", "Inside the process: right for one process; several need REDIS_URL.")]
     trouble = await redis_trouble(settings.redis_url.get_secret_value())
     if trouble is None:

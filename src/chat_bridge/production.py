@@ -95,8 +95,8 @@ def _postgres(dsn: str, environ: Mapping[str, str]) -> _Way:
     login, _, places = url.netloc.rpartition("@")
     user, _, password = (unquote(part) for part in login.partition(":"))
     password = password or options.get("password") or environ.get("PGPASSWORD") or ""
-    mode = options.get("sslmode") or environ.get("PGSSLMODE") or "prefer"
     root = options.get("sslrootcert") or environ.get("PGSSLROOTCERT")
+    mode = options.get("sslmode") or environ.get("PGSSLMODE") or ("verify-full" if root == "system" else "prefer")
     passfile = options.get("passfile") or environ.get("PGPASSFILE") or Path(environ.get("HOME", "/"), ".pgpass")
     hosts = [unquote(_without_port(place)) for place in places.split(",")] if places else []
     return _Way(

@@ -542,8 +542,11 @@ class Settings(BaseModel):
         return self.env != "production" if self.api_docs is None else self.api_docs
 
 
-def load_settings(environ: Mapping[str, str] | None = None, dotenv: Path | None = Path(".env")) -> Settings:
+def load_settings(
+    environ: Mapping[str, str] | None = None, dotenv: Path | None = Path(".env"), *, serves: bool = False
+) -> Settings:
     """Read the settings from the environment and a `.env` file; raise SettingsError with everything that is wrong.
+    `serves`: with what only a running bridge can't do without.
 
     A variable set to the empty text counts as not set. Spaces around a value do not count.
     """
@@ -559,7 +562,8 @@ def load_settings(environ: Mapping[str, str] | None = None, dotenv: Path | None 
         wrong += dict.fromkeys(_explain(dict(detail)) for detail in details)
         refused = {detail["loc"][0] for detail in details}
         settings = Settings.model_validate({name: text for name, text in values.items() if name not in refused})
-    if settings.webchat_enabled and not settings.embedded and not any(name in values for name in _all_names("secret")):
+    own_secret = settings.embedded or any(name in values for name in _all_names("secret"))
+    if serves and settings.webchat_enabled and not own_secret:
         wrong.append(
             "CHAT_BRIDGE_SECRET: is needed together with DATABASE_URL while web chat is on, "
             "so that visitors' tokens stay good after a restart. Make one: openssl rand -hex 32"
@@ -596,6 +600,14 @@ def _telegram_mistakes(settings: Settings) -> list[str]:
     if settings.telegram_polling is False and settings.telegram_webhook_url is None and settings.telegram_enabled:
         wrong.append("TELEGRAM_WEBHOOK_URL: is needed with TELEGRAM_POLLING=false. Example: https://bot.example.com")
     return wrong
+
+
+def how_to_install(extra: str) -> str:
+    """What to do where the packages of an extra are not there; as true in a checkout as of a published package."""
+    return (
+        f"install the extra `{extra}` (pip install '{APP}[{extra}]', or in a checkout: "
+        f"pip install --editable '.[{extra}]')"
+    )
 
 
 def setting_names(field: str) -> tuple[str, ...]:

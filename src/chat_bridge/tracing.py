@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from chat_bridge.errors import ChatBridgeError, SettingsError
 from chat_bridge.model import Json
+from chat_bridge.settings import how_to_install
 
 if TYPE_CHECKING:
     from opentelemetry import trace
@@ -108,8 +109,7 @@ async def exporting(endpoint: str | None, headers: str | None) -> AsyncGenerator
         from opentelemetry.util.re import parse_env_headers
     except ImportError:
         raise SettingsError(
-            "OTEL_EXPORTER_OTLP_ENDPOINT is set, but what sends traces is not installed: "
-            "pip install 'agoric-chat-bridge[otel]'"
+            "OTEL_EXPORTER_OTLP_ENDPOINT is set, but what sends traces is not installed: " + how_to_install("otel")
         ) from None
     release = version("agoric-chat-bridge")
     ours = Resource(

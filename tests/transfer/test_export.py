@@ -24,7 +24,7 @@ from chat_bridge.storage.sessions import SessionFilter
 from chat_bridge.storage.store import Store
 from chat_bridge.transfer.export import export
 from chat_bridge.transfer.load import Import, Wish
-from chat_bridge.transfer.progress import Progress
+from chat_bridge.transfer.progress import Progress, counted
 from tests.conftest import fresh_database
 from tests.observe import run_command
 from tests.storage.dialogue import ADA, CHAT, assert_consistent, chat, claimed, ending, looking, opened, said
@@ -238,7 +238,7 @@ async def test_the_command_writes_to_standard_output(store: Store, database: str
     code, output, errors = await run_command("export", "jsonl", "--conversation", "a-chat", **settings)
     assert code == 0, errors
     assert [json.loads(line)["type"] for line in output.splitlines()] == ["session", *["message"] * 5]
-    assert errors.splitlines()[-1] == "5 messages of 1 sessions are written"
+    assert errors.splitlines()[-1] == "5 messages of 1 session written"
 
 
 async def test_a_full_disk_behind_standard_output(store: Store, database: str) -> None:
@@ -273,6 +273,13 @@ def test_lines_in_a_log() -> None:
     progress.end()
     assert re.findall(r"storing +(\d+)%  (\d) of 4", out.getvalue()) == [("25", "1"), ("100", "4")]
     assert len(out.getvalue().splitlines()) == 2, "not more often than somebody reads"
+
+
+def test_one_is_one() -> None:
+    out = io.StringIO()
+    Progress(out).count(1, 1000)
+    assert out.getvalue() == "1,000 messages of 1 session\n"
+    assert [counted(number, "row") for number in (0, 1, 2)] == ["0 rows", "1 row", "2 rows"]
 
 
 def test_the_bar_on_a_terminal() -> None:

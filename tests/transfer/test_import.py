@@ -327,7 +327,7 @@ async def test_ids_are_compared_as_text(tmp_path: Path) -> None:
     begun = [("7", "c7", "open", 1.7e9), (8, "c8", "open", 1.7e9), ("8", "c8", "open", 1.7e9), ("6", "c6", "open", 1)]
     report = await imported(None, bridge_file(tmp_path, rows, begun))
     assert (report.read, report.sessions, report.orphans, report.empty_sessions) == (3, 3, 1, 1)
-    assert any("1 rows name a session that has no row" in line for line in report.lines())
+    assert any("  1 row of a session that has no row: " in line for line in report.lines())
 
 
 async def test_a_session_that_ended_stays_closed(database: str, tmp_path: Path) -> None:

@@ -40,7 +40,8 @@ class TableSum:
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """One backup. `namespace` is the PostgreSQL schema of the tables, `revision` that of the migrations."""
+    """One backup. `namespace` is the PostgreSQL schema of the tables, `revision` that of the migrations; `database`
+    says which one it is of, if the server told, and the program was new enough to ask."""
 
     id: str
     created_at: str
@@ -50,6 +51,7 @@ class Manifest:
     namespace: str
     dump: Dump
     tables: Mapping[str, TableSum]
+    database: str | None = None
 
     @property
     def rows(self) -> int:
@@ -72,7 +74,8 @@ def from_json(text: bytes) -> Manifest:
         if not all(isinstance(number, int) for number in (whole["dump"]["bytes"], whole["tables"]["messages"]["rows"])):
             raise TypeError("no number")
         fields = ("id", "created_at", "program", "revision", "postgresql", "namespace")
-        return Manifest(**{name: whole[name] for name in fields}, dump=Dump(**whole["dump"]), tables=tables)
+        known = {name: whole[name] for name in fields}
+        return Manifest(**known, dump=Dump(**whole["dump"]), tables=tables, database=whole.get("database"))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise BackupError(f"its manifest is damaged ({type(error).__name__})") from error
 

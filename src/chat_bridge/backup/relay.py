@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from chat_bridge.storage.postgres import Connection
+from chat_bridge.storage.postgres import Connection, plain
 
 # SSLRequest and AuthenticationSASL: https://www.postgresql.org/docs/current/protocol-message-formats.html
 _SSL_REQUEST = struct.pack("!ii", 8, 80877103)
@@ -25,7 +25,7 @@ async def for_programs(dsn: str, connection: Connection) -> AsyncGenerator[str]:
     transport: Any = connection._transport  # asyncpg has no other way to its TLS
     tls = transport.get_extra_info("ssl_object")
     if tls is None:
-        yield dsn
+        yield plain(dsn)
         return
     host, port, *_ = transport.get_extra_info("peername")
     talks = set[asyncio.Task[None]]()
@@ -50,7 +50,7 @@ async def for_programs(dsn: str, connection: Connection) -> AsyncGenerator[str]:
     with tempfile.TemporaryDirectory(prefix="chat-bridge-") as folder:
         server = await asyncio.start_unix_server(take, Path(folder) / ".s.PGSQL.5432")
         try:
-            yield _through(dsn, folder)
+            yield _through(plain(dsn), folder)
         finally:
             server.close()
             for task in talks:

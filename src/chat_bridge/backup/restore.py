@@ -156,7 +156,7 @@ async def _require_idle(connection: Connection, tables: Tables) -> None:
         "select count(*) from pg_stat_activity where datname = current_database() and application_name = 'chat-bridge'"
     )
     if sessions:
-        raise BackupError(f"a bridge is running on this database ({sessions} connections): stop it first")
+        raise BackupError(f"a bridge is running on this database (connections: {sessions}): stop it first")
     if {"leases", "turns"} <= set(tables.names):
         names = {name: tables.full_name(name) for name in ("leases", "turns")}
         signs = await connection.fetchrow(_RUNNING.format_map(names))

@@ -3,8 +3,9 @@
 import asyncio
 import time
 from contextlib import suppress
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 
+from prometheus_client import Gauge
 from uuid_utils.compat import uuid7
 
 from chat_bridge.backup.manifest import BackupError, made_at
@@ -20,6 +21,9 @@ LEASE_SECONDS = 60.0
 TRY_AGAIN_SECONDS = 600.0
 LOOK_SECONDS = 3600.0  # at the latest, since somebody may have removed backups
 
+NEWEST = Gauge("chat_bridge_backup_newest_timestamp_seconds", "When the newest backup was made; 0: none is known.")
+OVERDUE = Gauge("chat_bridge_backup_overdue_seconds", "For how long a backup has been due (BACKUP_EVERY_HOURS).")
+
 
 class Schedule:
     """Keeps the vault filled: its newest backup is never older than `every`, and it holds `keep` of them."""
@@ -31,6 +35,8 @@ class Schedule:
         self._every = every
         self._keep = keep
         self._owner = f"{store.owner}:{uuid7()}"
+        self._due = time.time()  # until we know better: one that never succeeds is overdue too
+        OVERDUE.set_function(lambda: max(time.time() - self._due, 0.0))
 
     async def run(self) -> None:
         """Make backups for ever."""
@@ -59,9 +65,15 @@ class Schedule:
         return min(max(await self._until_due(), 0.0), LOOK_SECONDS)
 
     async def _until_due(self) -> float:
-        newest = next(iter(await self._vault.whole()), None)
+        newest = await self._vault.newest(self._dsn)
         made = made_at(newest) if newest is not None else None
-        return 0.0 if made is None else (made + self._every - datetime.now(UTC)).total_seconds()
+        if made is None:
+            NEWEST.set(0)
+            self._due = min(self._due, time.time())
+        else:
+            NEWEST.set(made.timestamp())
+            self._due = (made + self._every).timestamp()
+        return self._due - time.time()
 
     async def _make_one(self) -> None:
         making = asyncio.create_task(self._vault.create(self._dsn), name="backup")

@@ -10,6 +10,7 @@ from importlib import import_module
 from typing import Any, Protocol
 
 from chat_bridge.backup.manifest import BackupError
+from chat_bridge.settings import how_to_install
 
 BLOCK = 1024 * 1024
 
@@ -51,7 +52,7 @@ def library(name: str) -> Any:
     try:
         return import_module(name)
     except ImportError:
-        raise BackupError(f"{name} is not installed: pip install 'agoric-chat-bridge[backup]'") from None
+        raise BackupError(f"{name} is not installed: {how_to_install('backup')}") from None
 
 
 class Summed:

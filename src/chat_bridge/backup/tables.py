@@ -102,6 +102,17 @@ async def sum_up(connection: Connection, tables: Tables) -> dict[str, TableSum]:
     return sums
 
 
+async def identity(connection: Connection, tables: Tables) -> str | None:
+    """Which database this is, of all there are; None where the server tells no number of its own. A copy on another
+    server is another database, and so is one that pg_upgrade made."""
+    if not await connection.fetchval("select has_function_privilege('pg_control_system()', 'execute')"):
+        return None
+    database, server = await connection.fetchrow(
+        "select current_database()::text, system_identifier::text from pg_control_system()"
+    )
+    return f"{database}/{tables.namespace} on {server}"
+
+
 async def server_version(connection: Connection) -> int:
     """The server's major version."""
     return int(await connection.fetchval("select current_setting('server_version_num')::int / 10000"))

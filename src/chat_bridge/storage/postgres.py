@@ -7,11 +7,12 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Mapp
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, Self, TypeAlias, TypeVar
+from urllib.parse import parse_qsl
 
 import asyncpg
 
-from chat_bridge.errors import StatementRefusedError, StorageError, UnresponsiveError
-from chat_bridge.storage.tls import require_files, tls_trouble
+from chat_bridge.errors import SettingsError, StatementRefusedError, StorageError, UnresponsiveError
+from chat_bridge.storage.tls import require_files, system_trust, tls_trouble
 from chat_bridge.telemetry import log
 
 # The driver ships no types: what comes from it is Any, here and nowhere else.
@@ -114,6 +115,50 @@ async def _leave_clean(connection: Connection) -> None:
         await connection.execute("rollback")
 
 
+# The options of a DSN that the driver and PostgreSQL's programs both know. The driver passes on all others to the
+# server as settings, which it refuses.
+_OPTIONS = re.compile(
+    "host|port|user|password|passfile|dbname|service|options|krbsrvname|gsslib|target_session_attrs"
+    "|ssl(mode|cert|key|password|rootcert|crl|negotiation)|ssl_(min|max)_protocol_version"
+)
+# Those of libpq that change nothing here: names and time limits are our own, and texts are UTF-8.
+_NEEDLESS = re.compile(
+    "((fallback_)?application_name|client_encoding|connect_timeout|tcp_user_timeout|keepalives(_idle|_interval|_count)?"
+    "|load_balance_hosts|sslcompression)=.*"
+    "|(channel_binding|gssencmode)=(disable|prefer)|gssdelegation=0|sslcertmode=allow|sslsni=1"
+)
+_INSTEAD = {
+    "channel_binding": "the driver can't bind a login to its TLS. A certificate proves as well who the server is: "
+    "write sslmode=verify-full&sslrootcert=system, or name the file of the server's CA",
+    "pgbouncer": "leave it out, and set DATABASE_PGBOUNCER=true",
+    "ssl": "write sslmode=verify-full&sslrootcert=system",
+}
+
+
+def plain(dsn: str) -> str:
+    """The DSN with nothing but what the driver and PostgreSQL's programs know. Raises SettingsError for an option that
+    can't be kept."""
+    place, _, query = dsn.partition("?")
+    kept: list[str] = []
+    said: dict[str, str] = {}
+    for option in filter(None, query.split("&")):
+        name, value = parse_qsl(option, keep_blank_values=True)[0]
+        if name == "database":  # as the driver alone calls it
+            name, option = "dbname", f"dbname={option.partition('=')[2]}"
+        said[name] = value
+        if _OPTIONS.fullmatch(name) and value:
+            kept.append(option)
+    proven = said.get("sslmode") == "verify-full" or said.get("sslrootcert") == "system"
+    for name, value in said.items():
+        needless = _NEEDLESS.fullmatch(f"{name}={value}") or (name == "channel_binding" and proven)
+        if not needless and not _OPTIONS.fullmatch(name):
+            if "@" in query:  # it may be a piece of a password
+                raise SettingsError("DATABASE_URL: has an unknown option after the ?; in a password, write %3F for ?")
+            instead = _INSTEAD.get(name, "leave it out; a setting of the server is written options=-cNAME%3DVALUE")
+            raise SettingsError(f"DATABASE_URL: the option {name} can't be used: {instead}")
+    return f"{place}?{'&'.join(kept)}".rstrip("?")
+
+
 _NOT_NOW = (asyncpg.CannotConnectNowError, asyncpg.TargetServerAttributeNotMatched)
 
 
@@ -125,7 +170,10 @@ class Connector:
     """
 
     def __init__(self, dsn: str) -> None:
+        dsn = plain(dsn)
         require_files("DATABASE_URL", dsn, ("sslrootcert", "sslcert", "sslkey", "sslcrl"))
+        trust = system_trust(dsn)
+        self._tls = {} if trust is None else {"ssl": trust}
         before, hosts, after = re.split(r"(?<=//)((?:[^@/?#]*@)?[^/?#]*)", dsn, maxsplit=1)
         account, at, names = hosts.rpartition("@")
         self._dsns = [f"{before}{account}{at}{name}{after}" for name in names.split(",")]
@@ -136,7 +184,7 @@ class Connector:
         problem: Exception | None = None
         for dsn in self._dsns:
             try:
-                connection = await asyncpg.connect(dsn, timeout=seconds, **options)
+                connection = await asyncpg.connect(dsn, timeout=seconds, **self._tls, **options)
             except (OSError, asyncpg.PostgresConnectionError, *_NOT_NOW) as error:
                 problem = error
             else:

@@ -14,7 +14,7 @@ from redis.backoff import NoBackoff
 from redis.exceptions import RedisClusterException, RedisError
 
 from chat_bridge.errors import SettingsError
-from chat_bridge.settings import RedisPlace, redis_place
+from chat_bridge.settings import RedisPlace, how_to_install, redis_place
 from chat_bridge.storage.tls import require_files, tls_trouble
 
 # redis-py and the in-process Redis share their methods, but no type that says so.
@@ -163,6 +163,6 @@ def _in_process() -> Client:
     except ImportError:
         raise SettingsError(
             "REDIS_URL is not set and the in-process Redis is not installed: set REDIS_URL, "
-            "or install it with: pip install 'agoric-chat-bridge[embedded]'"
+            f"or {how_to_install('embedded')}"
         ) from None
     return BurnerRedis()

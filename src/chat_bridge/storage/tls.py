@@ -1,5 +1,6 @@
 """What went wrong with TLS, in words; the libraries' own tell of the source lines of OpenSSL."""
 
+import os
 import ssl
 from pathlib import Path
 from urllib.parse import parse_qsl, urlsplit
@@ -44,10 +45,32 @@ def _distrust(error: ssl.SSLCertVerificationError) -> str:
     return f"its certificate is not good ({error.verify_message})"
 
 
+def system_trust(dsn: str) -> ssl.SSLContext | None:
+    """The TLS of `sslrootcert=system`, which libpq knows and the driver does not: the system's CAs are trusted. They
+    vouch for everybody, so the host's name has to be right too. None: it is not asked for. Raises SettingsError."""
+    options = dict(parse_qsl(urlsplit(dsn).query))
+
+    def said(option: str) -> str | None:
+        return options.get(option) or os.environ.get(f"PG{option.upper().replace('_', '')}")
+
+    if said("sslrootcert") != "system":
+        return None
+    if said("sslmode") not in (None, "verify-full"):
+        raise SettingsError("DATABASE_URL: sslrootcert=system goes with sslmode=verify-full only")
+    for option in ("sslcrl", "ssl_min_protocol_version", "ssl_max_protocol_version"):
+        if said(option):
+            raise SettingsError(f"DATABASE_URL: {option} does not go with sslrootcert=system: name the file of the CA")
+    context = ssl.create_default_context()
+    context.set_alpn_protocols(["postgresql"])
+    if certificate := said("sslcert"):
+        context.load_cert_chain(certificate, said("sslkey"), options.get("sslpassword", ""))
+    return context
+
+
 def require_files(setting: str, url: str, options: tuple[str, ...]) -> None:
     """Raise SettingsError unless the files that these options of a URL name can be read."""
     for name, path in parse_qsl(urlsplit(url).query):
-        if name in options:
+        if name in options and (name, path) != ("sslrootcert", "system"):
             try:
                 Path(path).open("rb").close()
             except OSError as error:

@@ -45,13 +45,18 @@ class Progress:
         self._what, self._shown = "count", now
         end = "\x1b[K" if self._terminal else "\n"
         start = "\r" if self._terminal else ""
-        self._out.write(f"{start}{messages:,} messages of {sessions:,} sessions{end}")
+        self._out.write(f"{start}{counted(messages, 'message')} of {counted(sessions, 'session')}{end}")
         self._out.flush()
 
     def end(self) -> None:
         """Leave the line."""
         if self._terminal and self._what:
             self._out.write("\n")
+
+
+def counted(number: int, noun: str) -> str:
+    """So many of a thing, in English."""
+    return f"{number:,} {noun if number == 1 else f'{noun}s'}"
 
 
 def _clock(seconds: float) -> str:

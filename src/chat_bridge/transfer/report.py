@@ -8,6 +8,7 @@ from typing import Any
 
 from chat_bridge.model import ConversationId, SessionId
 from chat_bridge.storage.transfer import HistoricMessage
+from chat_bridge.transfer.progress import counted
 from chat_bridge.transfer.rows import Notes
 from chat_bridge.transfer.source import Columns
 
@@ -104,10 +105,11 @@ class Report:
 
     def lines(self) -> list[str]:
         """For people."""
+        of_people = counted(self.messages["inbound"], "message")
         lines = [
-            f"{self.file}: {self.read:,} rows, as {self.mapping}",
-            f"  {self.messages['inbound']:,} messages of people and {self.messages['outbound']:,} of the agent in "
-            f"{self.sessions:,} sessions",
+            f"{self.file}: {counted(self.read, 'row')}, as {self.mapping}",
+            f"  {of_people} of people and {self.messages['outbound']:,} of the agent in "
+            f"{counted(self.sessions, 'session')}",
         ]
         for table, columns in self.columns.items():
             left = (
@@ -123,22 +125,27 @@ class Report:
             lines.append(f"  {self.stored:,} stored, {self.known:,} were stored before")
         lines += [f"  {count:,} rejected: {reason}" for reason, count in self.rejected.most_common(_REASONS)]
         if len(self.rejected) > _REASONS:
-            lines.append(f"  and {len(self.rejected) - _REASONS:,} more reasons to reject, in report.json")
+            more = counted(len(self.rejected) - _REASONS, "more reason")
+            lines.append(f"  and {more} to reject, in report.json")
         if self.orphans:
-            lines.append(f"  {self.orphans:,} rows name a session that has no row: nothing but its id is known of it")
+            orphans = counted(self.orphans, "row")
+            lines.append(f"  {orphans} of a session that has no row: nothing but its id is known of it")
         if self.empty_sessions:
-            lines.append(f"  {self.empty_sessions:,} sessions have no message: there is nothing in them to import")
+            lines.append(f"  {counted(self.empty_sessions, 'session')} without a message: nothing to import")
         if self.notes.no_time:
-            lines.append(f"  {self.notes.no_time:,} rows have no time: they get that of their session or of the file")
+            lines.append(
+                f"  {counted(self.notes.no_time, 'row')} without a time: that of the session or of the file is taken"
+            )
         if self.notes.replaced_characters:
             lines.append(
-                f"  {self.notes.replaced_characters:,} texts had characters that PostgreSQL can't hold: U+FFFD"
+                f"  {counted(self.notes.replaced_characters, 'text')} had characters that PostgreSQL can't hold: U+FFFD"
             )
         if self.notes.inline_files:
-            lines.append(f"  {self.notes.inline_files:,} files were inside messages: their bytes are left out")
+            lines.append(f"  {counted(self.notes.inline_files, 'file')} inside messages: the bytes are left out")
         if self.behind:
             lines.append(
-                f"  {len(self.behind):,} conversations had messages of the bridge before: the imported ones follow them"
+                f"  {counted(len(self.behind), 'conversation')} had messages of the bridge before: the imported ones "
+                "follow them"
             )
         if self.check is not None:
             lines += self._check_lines(self.check)
@@ -152,7 +159,7 @@ class Report:
                 "time as in the file"
             ]
         else:
-            lines = [f"  checked: {check.missing:,} are missing in PostgreSQL, {check.different:,} are different there"]
+            lines = [f"  checked: {check.missing:,} missing in PostgreSQL, {check.different:,} different there"]
         if check.out_of_order:
-            lines.append(f"  {check.out_of_order:,} came later than what follows them, and stand after it")
+            lines.append(f"  {check.out_of_order:,} came later than what follows in the file, and stand after it")
         return lines

@@ -14,6 +14,7 @@ from uuid import UUID
 
 from chat_bridge.errors import ChatBridgeError
 from chat_bridge.model import Session
+from chat_bridge.settings import how_to_install
 
 ROW_GROUP = 10_000  # messages of a Parquet file that are in memory
 _FORMATTING = re.compile(r"<(?=[A-Za-z/!?])")  # what Markdown takes for HTML
@@ -197,7 +198,7 @@ class Parquet:
             arrow: Any = import_module("pyarrow")
             parquet: Any = import_module("pyarrow.parquet")
         except ImportError:
-            raise ChatBridgeError("Parquet needs one more package: pip install 'agoric-chat-bridge[parquet]'") from None
+            raise ChatBridgeError(f"Parquet needs one more package: {how_to_install('parquet')}") from None
         self._table: Any = arrow.Table
         time, text = arrow.timestamp("us", "UTC"), arrow.string()
         names = [
