@@ -2,25 +2,17 @@
 
 import asyncio
 import io
-from collections.abc import Callable
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, TypeVar
 
-from alembic import command
-from alembic.config import Config
-from alembic.script import ScriptDirectory
-from sqlalchemy import Connection, text
-from sqlalchemy.exc import DBAPIError
-from sqlalchemy.ext.asyncio import create_async_engine
-from sqlalchemy.pool import NullPool
-
-from chat_bridge.errors import SchemaError, StorageError
-from chat_bridge.storage.postgres import Connector, database_errors
+from chat_bridge.errors import SchemaError, StatementRefusedError
+from chat_bridge.storage.postgres import Connection, Connector, database_errors
 from chat_bridge.telemetry import log
 
-T = TypeVar("T")
+_SCRIPTS = Path(__file__).parent / "migrations"
 
 # Any number will do, as long as every process takes the same one.
 _MIGRATION_LOCK = 0x6368_6174
@@ -34,10 +26,6 @@ _IN_USE = ("55P03", "40P01")  # lock_not_available, deadlock_detected
 
 # The schema of PostgreSQL in which `backup restore` keeps the rows that it replaces, until it has come to its end.
 ASIDE = "chat_bridge_replaced"
-
-
-class _TablesInUseError(StorageError):
-    """Others hold what a migration needs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,99 +75,100 @@ async def migrate(dsn: str) -> SchemaState:
     """Bring the schema to this program's version; return the state after. Safe in many processes at once: one does
     the work, the others wait for it. A newer schema is left alone: raises SchemaError when this program
     can't use it, and while a backup is restored."""
-
-    def upgrade(connection: Connection) -> SchemaState:
-        # Transaction-scoped, so it also works behind PgBouncer, and is gone however the process ends.
-        connection.execute(text("select pg_advisory_xact_lock(:key)"), {"key": _MIGRATION_LOCK})
-        state = _state(connection)
-        if not state.known:
-            state.require_usable()
-            return state
-        connection.execute(text(f"set local lock_timeout = {_LOCK_MILLISECONDS}"))
-        config = _config()
-        config.attributes["connection"] = connection
-        command.upgrade(config, "head")
-        return _state(connection)
-
+    if (state := await schema_state(dsn)).up_to_date:
+        return state
     for _ in range(_LOCK_TRIES - 1):
         try:
-            return await _run(dsn, upgrade)
-        except _TablesInUseError as error:
+            return await _migrate(dsn)
+        except StatementRefusedError as error:
+            if getattr(error.__cause__, "sqlstate", None) not in _IN_USE:
+                raise
             log.warning("schema.in_use", reason=str(error))
             await asyncio.sleep(_LOCK_PAUSE_SECONDS)
-    return await _run(dsn, upgrade)
+    return await _migrate(dsn)
+
+
+async def _migrate(dsn: str) -> SchemaState:
+    async with _transaction(dsn) as connection:
+        # Transaction-scoped, so it also works behind PgBouncer, and is gone however the process ends. It comes before
+        # all else: a table that was not there yet would be taken for missing until the transaction's end.
+        await connection.execute(f"select pg_advisory_xact_lock({_MIGRATION_LOCK})")
+        state = await _state(connection)
+        if not state.known:
+            state.require_usable()
+        elif not state.up_to_date:
+            await connection.execute(f"set local lock_timeout = {_LOCK_MILLISECONDS}")
+            await connection.execute(_sql(f"{state.current}:head" if state.current else "head", whole=False))
+            state = await _state(connection)
+        return state
 
 
 def compare(current: str | None, oldest_code: str | None = None) -> SchemaState:
     """The state of a database whose revision has been read. `oldest_code` matters only for a revision that is unknown
     here."""
-    head, revisions = _our_revisions()
-    return SchemaState(current, head, current is None or current in revisions, oldest_code)
+    revisions = _our_revisions()
+    return SchemaState(current, revisions[-1], current is None or current in revisions, oldest_code)
 
 
 @cache
-def _our_revisions() -> tuple[str, frozenset[str]]:
-    scripts = ScriptDirectory.from_config(_config())
-    head = scripts.get_current_head()
-    assert head is not None
-    return head, frozenset(script.revision for script in scripts.walk_revisions())
+def _our_revisions() -> list[str]:
+    """In their order, which is that of their numbers."""
+    return sorted(file.name.partition("_")[0] for file in (_SCRIPTS / "versions").glob("[0-9]*.py"))
 
 
 async def schema_state(dsn: str) -> SchemaState:
     """Compare the database with this program; changes nothing. Raises SchemaError while a backup is restored."""
-    return await _run(dsn, _state)
+    async with _transaction(dsn) as connection:
+        return await _state(connection)
 
 
 def migration_sql() -> str:
     """The whole schema as SQL text, for those who let somebody else run it."""
+    return _sql("head", whole=True)
+
+
+def _sql(revisions: str, *, whole: bool) -> str:
+    """The migrations of a range as SQL; `whole`: in a transaction of their own."""
+    # Imported where it is needed, which is seldom: that takes a fifth of the time of a start.
+    from alembic import command
+    from alembic.config import Config
+
     output = io.StringIO()
-    config = _config()
-    config.output_buffer = output
-    command.upgrade(config, "head", sql=True)
+    config = Config(output_buffer=output, attributes={"transactional_ddl": whole})
+    # Alembic reads its options as %-templates.
+    config.set_main_option("script_location", str(_SCRIPTS).replace("%", "%%"))
+    config.set_main_option("path_separator", "os")
+    command.upgrade(config, revisions, sql=True)
     return output.getvalue()
 
 
-def _config() -> Config:
-    config = Config()
-    # Alembic reads its options as %-templates.
-    config.set_main_option("script_location", str(Path(__file__).parent / "migrations").replace("%", "%%"))
-    config.set_main_option("path_separator", "os")
-    return config
-
-
-def _state(connection: Connection) -> SchemaState:
+async def _state(connection: Connection) -> SchemaState:
     # What a bridge stores now would be dropped when the rows from before the restore are put back.
-    if connection.scalar(text("select to_regnamespace(:schema) is not null"), {"schema": ASIDE}):
+    if await connection.fetchval("select to_regnamespace($1) is not null", ASIDE):
         raise SchemaError(
             f"`chat-bridge backup restore` is at work on this database, or was killed: the rows from before it are in "
             f"the schema {ASIDE}. Wait for its end; if it has none, docs/operate/backup.md shows how to put them back"
         )
-    state = compare(_value(connection, "alembic_version", "select version_num from alembic_version"))
+    state = compare(await _value(connection, "alembic_version", "select version_num from alembic_version"))
     if state.known:
         return state
-    oldest = _value(connection, "schema_compatibility", "select oldest_code from schema_compatibility")
+    oldest = await _value(connection, "schema_compatibility", "select oldest_code from schema_compatibility")
     return compare(state.current, oldest)
 
 
-def _value(connection: Connection, table: str, query: str) -> str | None:
+async def _value(connection: Connection, table: str, query: str) -> str | None:
     """What the query on the table gives; None where there is no such table."""
-    exists = connection.scalar(text("select to_regclass(:table) is not null"), {"table": table})
-    return connection.scalar(text(query)) if exists else None
+    exists = await connection.fetchval("select to_regclass($1) is not null", table)
+    return await connection.fetchval(query) if exists else None
 
 
-async def _run(dsn: str, action: Callable[[Connection], T]) -> T:
-    async def connect() -> Any:
-        # The DSN goes to the driver as the user wrote it; no statement cache, for PgBouncer's sake.
-        return await Connector(dsn).connect(statement_cache_size=0)
-
-    # SQLAlchemy wraps what the driver raises, so that the border of postgres.py does not see it.
-    engine = create_async_engine("postgresql+asyncpg://", async_creator=connect, poolclass=NullPool)
-    try:
-        with database_errors():
-            async with engine.begin() as connection:
-                return await connection.run_sync(action)
-    except DBAPIError as error:
-        kind = _TablesInUseError if getattr(error.orig, "sqlstate", None) in _IN_USE else StorageError
-        raise kind(f"PostgreSQL: {str(error.orig).splitlines()[0]}") from error
-    finally:
-        await engine.dispose()
+@asynccontextmanager
+async def _transaction(dsn: str) -> AsyncGenerator[Connection]:
+    """A transaction on a connection of its own."""
+    with database_errors():
+        connection = await Connector(dsn).connect(statement_cache_size=0)  # for PgBouncer's sake
+        try:
+            async with connection.transaction():
+                yield connection
+        finally:
+            await connection.close()

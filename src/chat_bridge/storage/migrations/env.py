@@ -1,11 +1,12 @@
-"""Alembic's entry: runs the migrations on the connection that `migrate.py` hands over, or prints them as SQL."""
+"""Alembic's entry: prints the migrations as SQL, which `migrate.py` runs or hands over."""
 
 from alembic import context
 
-if context.is_offline_mode():
-    context.configure(dialect_name="postgresql", literal_binds=True)
-else:
-    context.configure(connection=context.config.attributes["connection"])
+context.configure(
+    dialect_name="postgresql",
+    literal_binds=True,
+    transactional_ddl=context.config.attributes["transactional_ddl"],
+)
 
 with context.begin_transaction():
     context.run_migrations()
