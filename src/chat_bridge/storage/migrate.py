@@ -90,8 +90,7 @@ async def migrate(dsn: str) -> SchemaState:
 
 async def _migrate(dsn: str) -> SchemaState:
     async with _transaction(dsn) as connection:
-        # Transaction-scoped, so it also works behind PgBouncer, and is gone however the process ends. It comes before
-        # all else: a table that was not there yet would be taken for missing until the transaction's end.
+        # Transaction-scoped, so it also works behind PgBouncer, and is gone however the process ends.
         await connection.execute(f"select pg_advisory_xact_lock({_MIGRATION_LOCK})")
         state = await _state(connection)
         if not state.known:
@@ -158,7 +157,9 @@ async def _state(connection: Connection) -> SchemaState:
 
 async def _value(connection: Connection, table: str, query: str) -> str | None:
     """What the query on the table gives; None where there is no such table."""
-    exists = await connection.fetchval("select to_regclass($1) is not null", table)
+    # Not to_regclass(): a connection of a pooler may remember that there was none, until it hears that there is one.
+    visible = "select count(*) > 0 from pg_class where relname = $1 and pg_table_is_visible(oid)"
+    exists = await connection.fetchval(visible, table)
     return await connection.fetchval(query) if exists else None
 
 
