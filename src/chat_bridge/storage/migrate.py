@@ -169,7 +169,8 @@ async def _transaction(dsn: str) -> AsyncGenerator[Connection]:
     with database_errors():
         connection = await Connector(dsn).connect(statement_cache_size=0)  # for PgBouncer's sake
         try:
-            async with connection.transaction():
+            # Whatever the server's default: what another process has just committed must be seen.
+            async with connection.transaction(isolation="read_committed"):
                 yield connection
         finally:
             await connection.close()

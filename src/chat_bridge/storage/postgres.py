@@ -156,7 +156,7 @@ def plain(dsn: str) -> str:
                 raise SettingsError("DATABASE_URL: has an unknown option after the ?; in a password, write %3F for ?")
             instead = _INSTEAD.get(name, "leave it out; a setting of the server is written options=-cNAME%3DVALUE")
             raise SettingsError(f"DATABASE_URL: the option {name} can't be used: {instead}")
-    return f"{place}?{'&'.join(kept)}".rstrip("?")
+    return f"{place}?{'&'.join(kept)}" if kept else place
 
 
 _NOT_NOW = (asyncpg.CannotConnectNowError, asyncpg.TargetServerAttributeNotMatched)
