@@ -424,9 +424,9 @@ async def test_two_tabs_see_the_same(chat: Chat) -> None:
     for _ in tabs:
         await listening.acquire()
     await chat.send("one two three four five six")
-    first, second = await asyncio.gather(*tabs)
-    assert first == second
-    assert [name for name, _ in first if name == "message"] == ["message"] * 2
+    first, second = ([event for event in seen if event[0] == "message"] for seen in await asyncio.gather(*tabs))
+    assert first == second  # how much of the answer each saw grow may differ
+    assert len(first) == 2
 
 
 @pytest.mark.parametrize("last_event_id", ["x", "", "-1", "1.5", "٣", "9" * 30, "0" * 20 + "9" * 20, str(2**63)])
