@@ -221,7 +221,7 @@ class StoredMessage(NamedTuple):  # many are made at once, and a tuple is made f
     seq: Seq
     session_id: SessionId
     direction: Literal["inbound", "outbound"]
-    status: str
+    status: Literal["pending", "answered", "skipped", "failed", "cancelled", "stored"]
     content_type: str
     text: str
     event_key: str | None  # of an inbound one

@@ -67,6 +67,12 @@ DEAD_LETTERS = Gauge(
 )
 ACTIVE_SESSIONS = Gauge("chat_bridge_active_conversations", "Conversations with a message within SESSION_TTL_SECONDS.")
 
+# What this process knows of the backups that BACKUP_EVERY_HOURS asks for.
+BACKUP_NEWEST = Gauge(
+    "chat_bridge_backup_newest_timestamp_seconds", "When the newest backup was made; 0: none is known."
+)
+BACKUP_OVERDUE = Gauge("chat_bridge_backup_overdue_seconds", "For how long a backup has been due (BACKUP_EVERY_HOURS).")
+
 # What the process depends on, and what it turns away.
 DATABASE_UP = Gauge("chat_bridge_database_reachable", "1: PostgreSQL answers.")
 DATABASE_CONNECTIONS = Gauge("chat_bridge_database_connections", "Open connections to PostgreSQL.", ["state"])

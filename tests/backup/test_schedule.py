@@ -12,12 +12,13 @@ import pytest
 from chat_bridge.backup import schedule
 from chat_bridge.backup.manifest import BackupError, new_id
 from chat_bridge.backup.places import Folder
-from chat_bridge.backup.schedule import LEASE, LEASE_SECONDS, LOOK_SECONDS, NEWEST, OVERDUE, Schedule
+from chat_bridge.backup.schedule import LEASE, LEASE_SECONDS, LOOK_SECONDS, Schedule
 from chat_bridge.backup.seal import Writer
 from chat_bridge.backup.vault import Vault
 from chat_bridge.errors import StorageError
 from chat_bridge.storage import leases
 from chat_bridge.storage.postgres import Database
+from chat_bridge.telemetry import BACKUP_NEWEST, BACKUP_OVERDUE
 from tests.backup.stocked import vault_in
 from tests.conftest import fresh_database
 from tests.observe import rows
@@ -66,13 +67,13 @@ async def test_it_tells_how_old_the_newest_is(database: str, tmp_path: Path, mon
         work = Schedule(store, database, vault_in(tmp_path), DAY, keep=1)
         began = time.time()
         monkeypatch.setattr(time, "time", lambda: began + 7200)
-        assert 7190 < OVERDUE.collect()[0].samples[0].value < 7210, "none was made since the start"
+        assert 7190 < BACKUP_OVERDUE.collect()[0].samples[0].value < 7210, "none was made since the start"
         monkeypatch.undo()
         await work.once()
-        assert abs(NEWEST.collect()[0].samples[0].value - time.time()) < 60
-        assert OVERDUE.collect()[0].samples[0].value == 0
+        assert abs(BACKUP_NEWEST.collect()[0].samples[0].value - time.time()) < 60
+        assert BACKUP_OVERDUE.collect()[0].samples[0].value == 0
         monkeypatch.setattr(time, "time", lambda: began + 86400 + 7200)
-        assert 7100 < OVERDUE.collect()[0].samples[0].value < 7201
+        assert 7100 < BACKUP_OVERDUE.collect()[0].samples[0].value < 7201
         monkeypatch.undo()
 
 

@@ -191,11 +191,11 @@ def old_code(tmp_path: Path) -> Path:
     def ask(*words: str) -> bytes:
         asked = subprocess.run([git, *words], cwd=PROJECT, capture_output=True, check=False)
         if asked.returncode:
-            pytest.skip(f"skipped, because git has no older source: {asked.stderr.decode().strip()}")
+            unavailable(f"git has no older source: {asked.stderr.decode().strip()}")
         return asked.stdout
 
     if not (PROJECT / ".git").exists():
-        pytest.skip("skipped, because the older source is in the git history, which is not here")
+        unavailable("the older source is in the git history, which is not here")
     newest = max((PROJECT / MIGRATIONS).glob("[0-9]*.py")).name
     added = ask("log", "--diff-filter=A", "--format=%H", "-1", "--", f"{MIGRATIONS}/{newest}").decode().strip()
     # While the newest migration is not committed, the code before it is the last commit.

@@ -56,7 +56,7 @@ def site(files: Mapping[str, str], policy: str | None = None) -> Generator[str]:
             self.end_headers()
             self.wfile.write((text or "").encode())
 
-        def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the base class names it so
+        def log_message(self, *_: object) -> None:
             """Keep quiet."""
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:

@@ -5,7 +5,6 @@ import time
 from contextlib import suppress
 from datetime import timedelta
 
-from prometheus_client import Gauge
 from uuid_utils.compat import uuid7
 
 from chat_bridge.backup.manifest import BackupError, made_at
@@ -14,15 +13,12 @@ from chat_bridge.errors import ChatBridgeError, StorageError
 from chat_bridge.settings import Settings
 from chat_bridge.storage import leases
 from chat_bridge.storage.store import Store
-from chat_bridge.telemetry import log
+from chat_bridge.telemetry import BACKUP_NEWEST, BACKUP_OVERDUE, log
 
 LEASE = "backup"
 LEASE_SECONDS = 60.0
 TRY_AGAIN_SECONDS = 600.0
 LOOK_SECONDS = 3600.0  # at the latest, since somebody may have removed backups
-
-NEWEST = Gauge("chat_bridge_backup_newest_timestamp_seconds", "When the newest backup was made; 0: none is known.")
-OVERDUE = Gauge("chat_bridge_backup_overdue_seconds", "For how long a backup has been due (BACKUP_EVERY_HOURS).")
 
 
 class Schedule:
@@ -36,7 +32,7 @@ class Schedule:
         self._keep = keep
         self._owner = f"{store.owner}:{uuid7()}"
         self._due = time.time()  # until we know better: one that never succeeds is overdue too
-        OVERDUE.set_function(lambda: max(time.time() - self._due, 0.0))
+        BACKUP_OVERDUE.set_function(lambda: max(time.time() - self._due, 0.0))
 
     async def run(self) -> None:
         """Make backups for ever."""
@@ -68,10 +64,10 @@ class Schedule:
         newest = await self._vault.newest(self._dsn)
         made = made_at(newest) if newest is not None else None
         if made is None:
-            NEWEST.set(0)
+            BACKUP_NEWEST.set(0)
             self._due = min(self._due, time.time())
         else:
-            NEWEST.set(made.timestamp())
+            BACKUP_NEWEST.set(made.timestamp())
             self._due = (made + self._every).timestamp()
         return self._due - time.time()
 

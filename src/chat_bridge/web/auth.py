@@ -40,7 +40,7 @@ class ApiClient:
 def visitor_token(secret: str, conversation: str, seconds: int) -> str:
     """A signed token (JWT, HS256) for one conversation, good for so many seconds."""
     claims = {"sub": conversation, "aud": AUDIENCE, "exp": int(time.time()) + seconds}
-    return jwt.encode(claims, secret, ALGORITHM)  # pyright: ignore[reportUnknownMemberType]
+    return jwt.encode(claims, secret, ALGORITHM)
 
 
 async def api_client(used: Used, credentials: Credentials) -> ApiClient:
@@ -60,7 +60,7 @@ async def chat_caller(conversation: ConversationPath, used: Used, credentials: C
     if used.api_key is not None and _is_api_key(used, credentials.credentials):
         return ApiClient()
     try:
-        claims = jwt.decode(  # pyright: ignore[reportUnknownMemberType]
+        claims = jwt.decode(
             credentials.credentials,
             used.secret,
             [ALGORITHM],

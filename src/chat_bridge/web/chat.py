@@ -124,7 +124,7 @@ class Message(BaseModel):
             client_msg_id=stored.event_key,
             sender=Sender(id=stored.sender_id, name=stored.metadata.get("user_name")) if stored.sender_id else None,
             notice=stored.metadata.get("notice"),
-            status="sent" if stored.status == "stored" else stored.status,  # pyright: ignore[reportArgumentType]
+            status="sent" if stored.status == "stored" else stored.status,
             reason=stored.metadata.get("reason"),
             attachments=[_attachment(attachment) for attachment in stored.attachments],
             versions=versions,
