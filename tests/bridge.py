@@ -5,16 +5,17 @@ import json
 import os
 import re
 import signal
-import subprocess
-import sys
 import tempfile
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
 import aiohttp
+
+from tests import forked
 
 API_KEY = "the-api-key-of-the-tests"
 SECRET = "the-secret-of-the-tests-which-signs-tokens"
@@ -24,51 +25,45 @@ class BridgeProcess:
     """A bridge that can be stopped, killed and started again on the same database and port."""
 
     def __init__(self, folder: Path, environment: dict[str, str]) -> None:
-        self._environment = {**environment, "PATH": os.environ["PATH"], "HOME": str(folder), "PYTHONUNBUFFERED": "1"}
-        self._environment |= {name: text for name, text in os.environ.items() if name.startswith("COVERAGE")}
+        self._environment = {**environment, "PATH": os.environ["PATH"], "HOME": str(folder)}
         self._folder = folder
-        self._process: subprocess.Popen[bytes] | None = None
+        self._process: BaseProcess | None = None
         self.log = folder / "log"
         self.url = ""
 
     async def start(self) -> None:
         """Start, and return when it is ready."""
         seen = self.log.stat().st_size if self.log.exists() else 0
-        with self.log.open("ab") as log:
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", "chat_bridge", "serve"],
-                env=self._environment,
-                cwd=self._folder,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-            )
+        self._process = forked.start(
+            "chat_bridge", ["serve"], environment=self._environment, folder=self._folder, log=self.log
+        )
         while True:
             told = self.log.read_bytes()[seen:].decode()
             if "is ready." in told and (found := re.search(r"http://localhost:(\d+)", told)):
                 self._environment["PORT"] = found[1]
                 self.url = f"http://127.0.0.1:{found[1]}"
                 return
-            assert self._process.poll() is None, told
+            assert self._process.exitcode is None, told
             await asyncio.sleep(0.02)
 
     @property
     def pid(self) -> int:
         """The process."""
         assert self._process is not None
+        assert self._process.pid is not None
         return self._process.pid
 
     @property
     def exit_code(self) -> int | None:
         """None while it runs."""
-        return None if self._process is None else self._process.poll()
+        return None if self._process is None else self._process.exitcode
 
     async def stop(self, number: int = signal.SIGINT) -> int:
         """Ask it to stop; wait, and give its exit code."""
         assert self._process is not None
-        if self._process.poll() is None:
-            self._process.send_signal(number)
-        return await asyncio.to_thread(self._process.wait)
+        if self._process.exitcode is None:
+            os.kill(self.pid, number)
+        return await forked.ended(self._process)
 
     async def kill(self) -> None:
         """kill -9."""

@@ -1,21 +1,24 @@
-"""The bridge's own words, in every language."""
+"""The words of the bridge and of its page, in every language."""
 
 import re
+from collections.abc import Mapping
 
 import pytest
 
 from chat_bridge.bridge.resolve import COMMANDS, DECISIONS
 from chat_bridge.model import TurnOutcome
 from chat_bridge.texts import TEXTS, Texts
+from chat_bridge.web.page_texts import PAGE_TEXTS
 
 
 def placeholders(text: str) -> set[str]:
     return set(re.findall(r"\{\w*\}", text))
 
 
+@pytest.mark.parametrize("texts", [TEXTS, PAGE_TEXTS], ids=["bridge", "page"])
 @pytest.mark.parametrize("language", TEXTS)
-def test_every_language_says_the_same_things(language: str) -> None:
-    english, other = TEXTS["en"], TEXTS[language]
+def test_every_language_says_the_same_things(texts: Mapping[str, Mapping[str, str]], language: str) -> None:
+    english, other = texts["en"], texts[language]
     assert other.keys() == english.keys()
     for name, text in other.items():
         assert text.strip() == text != ""

@@ -4,8 +4,6 @@ import asyncio
 import base64
 import os
 import re
-import subprocess
-import sys
 import tempfile
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -15,6 +13,7 @@ from typing import Any, TypeVar
 
 import aiohttp
 
+from tests import forked
 from tests.fake_telegram.__main__ import TOKEN
 
 Json = dict[str, Any]
@@ -398,17 +397,13 @@ async def running_telegram(*options: str, token: str = TOKEN, port: int = 0) -> 
     """A fake of its own, on a free port; `options` are those of the command line."""
     with tempfile.TemporaryDirectory(prefix="telegram-") as folder:
         log = Path(folder) / "log"
-        with log.open("wb") as output:
-            process = subprocess.Popen(
-                [sys.executable, "-m", "tests.fake_telegram", "--port", str(port), "--token", token, *options],
-                cwd=_ROOT,
-                env={"PATH": os.environ["PATH"], "PYTHONUNBUFFERED": "1"},
-                stdout=output,
-                stderr=output,
-            )
+        arguments = ["--port", str(port), "--token", token, *options]
+        process = forked.start(
+            "tests.fake_telegram", arguments, environment={"PATH": os.environ["PATH"]}, folder=_ROOT, log=log
+        )
         try:
             while (told := re.search(r"http://127\.0\.0\.1:\d+", log.read_text())) is None:
-                assert process.poll() is None, log.read_text()
+                assert process.exitcode is None, log.read_text()
                 await asyncio.sleep(0.02)
             async with aiohttp.ClientSession() as http:
                 yield FakeTelegram(http, told[0], token)
@@ -416,4 +411,4 @@ async def running_telegram(*options: str, token: str = TOKEN, port: int = 0) -> 
             assert not complaints, f"the fake itself has failed:\n{complaints}"
         finally:
             process.terminate()
-            await asyncio.to_thread(process.wait)
+            await forked.ended(process)

@@ -232,5 +232,9 @@ NEVER = {
 async def assert_consistent(dsn: str) -> None:
     """Look for every contradiction between the rows of a database."""
     async with looking(dsn) as connection:
-        found = {what: await connection.fetch(query) for what, query in NEVER.items()}
-    assert {what: rows for what, rows in found.items() if rows} == {}
+        assert await contradictions(connection) == {}
+
+
+async def contradictions(connection: asyncpg.Connection) -> dict[str, list[asyncpg.Record]]:
+    found = {what: await connection.fetch(query) for what, query in NEVER.items()}
+    return {what: rows for what, rows in found.items() if rows}

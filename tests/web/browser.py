@@ -11,7 +11,7 @@ from playwright.async_api import Browser, Page, async_playwright
 
 from tests.needs import unavailable
 
-PROGRAMS = ("chromium", "chromium-browser", "google-chrome")
+PROGRAMS = ("chromium-headless-shell", "chromium", "chromium-browser", "google-chrome")
 OPTIONS = [
     "--disable-quic",
     "--no-first-run",

@@ -8,11 +8,13 @@ from typing import Any
 
 import aiohttp
 import pytest
+import pytest_asyncio
 from playwright.async_api import Browser, Locator, Page, Route, expect
 
-from chat_bridge.web.page_texts import PAGE_TEXTS
 from tests.bridge import BridgeProcess, Chat, running_bridge
-from tests.web.browser import complaints_of, open_browser, site
+from tests.web.browser import complaints_of, site
+
+pytestmark = pytest.mark.asyncio(loop_scope="session")
 
 MESSAGES = "**/api/v1/chat/*/messages"
 EVENTS = "**/api/v1/chat/*/events"
@@ -23,13 +25,7 @@ LONG = " ".join(f"word{number}" for number in range(200))  # the echo agent need
 expect.set_options(timeout=15_000)
 
 
-@pytest.fixture
-async def browser() -> AsyncGenerator[Browser]:
-    async with open_browser() as browser:
-        yield browser
-
-
-@pytest.fixture
+@pytest_asyncio.fixture(loop_scope="session")
 async def page(browser: Browser, bridge: BridgeProcess) -> AsyncGenerator[Page]:
     """The chat page. The browser must have nothing to complain of, unless the test has forgiven it."""
     page = await visit(browser, f"{bridge.url}/chat")
@@ -632,14 +628,6 @@ async def test_the_page_speaks_vietnamese(browser: Browser, database: str) -> No
         await page.get_by_role("button", name="Gửi").click()
         await until_shown(page, "> xin chào", "xin chào")
         assert complaints[page] == []
-
-
-def test_every_language_has_every_text() -> None:
-    english, *others = PAGE_TEXTS.values()
-    for texts in others:
-        assert texts.keys() == english.keys()
-        for name, text in texts.items():
-            assert ("{" in text) is ("{" in english[name]), name
 
 
 # On other sites

@@ -3,10 +3,13 @@
 from collections.abc import AsyncGenerator
 
 import pytest
-from playwright.async_api import Page
+import pytest_asyncio
+from playwright.async_api import Browser, Page
 
 from chat_bridge.web.pages import STATIC
-from tests.web.browser import complaints_of, open_browser, site
+from tests.web.browser import complaints_of, site
+
+pytestmark = pytest.mark.asyncio(loop_scope="session")
 
 POLICY = "default-src 'none'; script-src 'self'"
 
@@ -51,17 +54,16 @@ ATTRIBUTES = LINK_ATTRIBUTES | {"dir", "class", "tabindex", "type", "start", "ch
 PROTOCOLS = {"http:", "https:", "mailto:"}
 
 
-@pytest.fixture
-async def page() -> AsyncGenerator[Page]:
+@pytest_asyncio.fixture(loop_scope="session")
+async def page(browser: Browser) -> AsyncGenerator[Page]:
     """A page that can import markdown.js and may run nothing else."""
     files = {"/": "<!doctype html><title>Markdown</title>", "/markdown.js": (STATIC / "markdown.js").read_text("utf-8")}
     with site(files, POLICY) as origin:
-        async with open_browser() as browser:
-            page = await browser.new_page()
-            complaints = complaints_of(page)
-            await page.goto(origin)
-            yield page
-            assert complaints == []
+        page = await browser.new_page()
+        complaints = complaints_of(page)
+        await page.goto(origin)
+        yield page
+        assert complaints == []
 
 
 def code(text: str, language: str = "") -> str:
