@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 # The tests mostly wait: for servers to start, leases to run out, agents to answer.
-WORKERS ?= $(shell expr 3 '*' $$(getconf _NPROCESSORS_ONLN))
+WORKERS ?= $(shell expr 2 '*' $$(getconf _NPROCESSORS_ONLN))
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet install
 LOCK := uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-annotate --no-header

@@ -18,6 +18,8 @@ _CONTEXT.set_forkserver_preload(
     [
         __name__,
         "chat_bridge.cli",
+        "chat_bridge.serve",
+        "chat_bridge.doctor",
         "chat_bridge.platforms.telegram.adapter",
         "tests.fake_telegram.control",
         "tests.fake_telegram.page",

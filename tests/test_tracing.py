@@ -153,7 +153,7 @@ async def test_without_an_endpoint_there_is_nothing_of_it(database: str) -> None
 
 
 def test_without_an_endpoint_the_exporter_is_not_even_loaded() -> None:
-    code = "import chat_bridge.cli, sys; sys.exit('opentelemetry.exporter' in sys.modules)"
+    code = "import chat_bridge.serve, sys; sys.exit('opentelemetry.exporter' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 

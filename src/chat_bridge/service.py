@@ -26,7 +26,7 @@ from chat_bridge.platforms.contract import MakePlatform, Platform
 from chat_bridge.platforms.telegram.adapter import Telegram
 from chat_bridge.platforms.webchat import EventSink, WebChat
 from chat_bridge.settings import Settings, environment
-from chat_bridge.storage.embedded import embedded_postgres, server_in_use, stored_secret
+from chat_bridge.storage.embedded import database_url, stored_secret
 from chat_bridge.storage.migrate import compare, migrate, schema_state
 from chat_bridge.storage.postgres import Database
 from chat_bridge.storage.redis import Hot
@@ -49,19 +49,6 @@ class Service:
     platforms: Mapping[str, Platform]
     failed: asyncio.Future[None]
     drain: Callable[[], Awaitable[None]]
-
-
-@asynccontextmanager
-async def database_url(settings: Settings, *, beside: bool = False) -> AsyncGenerator[str]:
-    """The DSN in force; with none set, of the embedded PostgreSQL, which runs meanwhile. `beside`: the one of a bridge
-    that is running already will do, for a command that looks or changes something while it runs."""
-    if settings.database_url is not None:
-        yield settings.database_url.get_secret_value()
-    elif beside and (dsn := server_in_use(settings.data_dir)) is not None:
-        yield dsn
-    else:
-        async with embedded_postgres(settings.data_dir) as dsn:
-            yield dsn
 
 
 @asynccontextmanager

