@@ -13,7 +13,7 @@ from chat_bridge.errors import SettingsError
 from tests.bridge import running_bridge, visiting
 from tests.collector import AGENT, Collector, TracedAgent, collecting, traced_agent
 from tests.fake_telegram.client import running_telegram
-from tests.observe import rows
+from tests.observe import rows, run_command
 
 WORDS = "a text that only its reader should read"
 SERVER, CLIENT, PRODUCER, CONSUMER = 2, 3, 4, 5
@@ -88,6 +88,9 @@ async def test_one_trace_leads_from_the_webhook_to_the_delivery(database: str) -
     for event in ("message.received", "turn.claimed", "turn.completed", "reply.delivered"):
         assert told[event] == webhook.trace
     assert told["schema.ready"] is None
+    (stored,) = await rows(database, "select id from messages where direction = 'inbound'")
+    code, story, _ = await run_command("explain", str(stored["id"]), DATABASE_URL=database)
+    assert (code, f"  trace         {webhook.trace}\n" in story) == (0, True)
     sent_out = b"".join(collector.bodies)
     assert WORDS.encode() not in sent_out
     assert b"the answer" not in sent_out

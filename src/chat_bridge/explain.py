@@ -6,6 +6,7 @@ from typing import Any
 from chat_bridge.storage.postgres import Record
 from chat_bridge.storage.story import Story
 from chat_bridge.storage.text import from_jsonb
+from chat_bridge.tracing import trace_of
 
 
 def told(story: Story) -> list[str]:
@@ -23,6 +24,8 @@ def told(story: Story) -> list[str]:
         lines.append(f"  sender        {message['sender_id']}")
     if message["event_key"]:
         lines.append(f"  event key     {message['event_key']}")
+    if trace := trace_of(from_jsonb(message["metadata"]) or {}):
+        lines.append(f"  trace         {trace}")
     if not story.turns and message["direction"] == "inbound":
         lines.append("no turn has taken it" + (" yet" if message["status"] == "accepted" else ""))
     for turn in story.turns:

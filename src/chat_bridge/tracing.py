@@ -166,6 +166,11 @@ def carried(metadata: Json) -> Json:
     return {**metadata, CARRIED: now} if (now := headers().get("traceparent")) else metadata
 
 
+def trace_of(metadata: Json) -> str | None:
+    """The trace that a message came in, if there was one: of `carried`, the second field of a W3C `traceparent`."""
+    return str(metadata.get(CARRIED, "")).partition("-")[2][:32] or None
+
+
 def trace_id() -> str | None:
     """The trace of the span around this, unless there is none, or it is not recorded."""
     return None if _traces is None else _traces.trace_id()
