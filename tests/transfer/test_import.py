@@ -397,6 +397,16 @@ async def test_a_session_is_in_one_conversation(database: str, tmp_path: Path) -
     await assert_consistent(database)
 
 
+async def test_nobody_guesses_between_the_conversations_of_a_session(database: str, tmp_path: Path) -> None:
+    rows = [(1, "a", "user", "whose?", 1.7e9), (2, "b", "user", "mine", 1.7e9 + 1)]
+    begun = [("a", "x", "open", 1.7e9), ("b", "z", "open", 1.7e9), ("a", "y", "open", 1.7e9)]
+    async with opened(database) as store:
+        report = await imported(store, bridge_file(tmp_path, rows, begun))
+        assert (report.stored, report.complete) == (1, False)
+        assert rejects(tmp_path / "report") == [(1, "its session has several rows, of different conversations")]
+        assert await transcript(store, Address("imported", "default", "z")) == [("inbound", "mine")]
+
+
 async def test_behind_pgbouncer(database: str, openai_file: Path) -> None:
     async with opened(database, pgbouncer=True) as store:
         assert (await imported(store, openai_file)).complete

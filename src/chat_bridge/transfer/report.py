@@ -60,7 +60,7 @@ class Report:
     @property
     def complete(self) -> bool:
         """Whether every row is in, and was found again."""
-        return not self.rejected and (self.check is None or self.check.passed)
+        return self.read == self.rows and not self.rejected and (self.check is None or self.check.passed)
 
     def count(self, messages: Sequence[HistoricMessage]) -> None:
         """Count what was read; a session's messages come together."""
@@ -87,7 +87,8 @@ class Report:
             "began_at": self.began_at.isoformat(),
             "ended_at": ended.isoformat(),
             "seconds": round((ended - self.began_at).total_seconds(), 1),
-            "rows": self.read,
+            "rows": self.rows,
+            "read": self.read,
             "stored": self.stored,
             "known": self.known,
             "rejected": dict(self.rejected),
@@ -121,6 +122,10 @@ class Report:
         lines += [
             f"  {count:,} {kind}: kept as events, since they are no messages" for kind, count in self.events.items()
         ]
+        if self.read != self.rows:
+            lines.append(
+                f"  the file has {counted(self.rows, 'row')}, which is not what was read: did it change meanwhile?"
+            )
         if not self.dry_run:
             lines.append(f"  {self.stored:,} stored, {self.known:,} were stored before")
         lines += [f"  {count:,} rejected: {reason}" for reason, count in self.rejected.most_common(_REASONS)]

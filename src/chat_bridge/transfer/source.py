@@ -27,6 +27,7 @@ _COLUMNS = 200  # of a JSONL or CSV file
 _BIG = 2**63  # no integer of SQLite's
 _OURS = ("_number", "_problem", "_line")  # columns of a JSONL or CSV file that are not its own
 _SESSIONS, _BEGINNINGS = '"chat-bridge sessions"', '"chat-bridge beginnings"'  # no names of their tables
+_PLACES = '"chat-bridge places"'
 TOO_DEEP = "it is JSON that is nested too deeply"
 _NO_SQLITE = "is not a SQLite database; for other files there are `import jsonl` and `import csv`"
 
@@ -109,8 +110,10 @@ class Source:
         """All rows, some thousand at a time: values by `messages.FIELD` and `sessions.FIELD`, metadata as a dict."""
         names = [(f"messages.{name}", column) for name, columns in self._messages.items() for column in columns]
         if self._staged:
-            names += [("problem", "_problem"), ("line", "_line")]
+            names.append(("line", "_line"))
         expressions = [f"m.{_quoted(column)}" for _, column in names]
+        names.append(("problem", "_problem"))
+        expressions.append(self._problem())
         session_names = [(f"sessions.{name}", column) for name, columns in self._sessions.items() for column in columns]
         expressions += [f"s.{_quoted(f'{name}.{column}')}" for name, column in session_names]
         names += session_names
@@ -126,6 +129,13 @@ class Source:
         if batch:
             yield batch
 
+    def _problem(self) -> str:
+        """Why a row can't be imported, or null."""
+        of_line = ["m._problem"] if self._staged else []
+        several = [f"case when s.{_PLACES} > 1 then 'its session has several rows, of different conversations' end"]
+        known = [*of_line, *(several if "conversation" in self._sessions else [])]
+        return f"coalesce({', '.join(known)}, null)" if known else "null"
+
     @property
     def _key(self) -> str:
         return _quoted(*self._messages["id"]) if "id" in self._messages else "rowid"
@@ -138,6 +148,8 @@ class Source:
             # Ids are compared as text: one table may have them as numbers, the other as text.
             id_ = f"{_as_text(_quoted(*self._sessions['id']))} as id"
             columns = [f"{_quoted(column)} as {_quoted(f'{name}.{column}')}" for name, column in session_names]
+            if "conversation" in self._sessions:
+                columns.append(f"count(distinct {_quoted(*self._sessions['conversation'])}) as {_PLACES}")
             whence = _quoted(self.mapping.sessions_table or "")
             tables.append(f"{_SESSIONS} as materialized (select {', '.join([id_, *columns])} from {whence} group by 1)")  # noqa: S608
             source += f" left join {_SESSIONS} s on s.id = {_as_text(self._of_message('session'))}"
