@@ -29,7 +29,8 @@ RUN pip uninstall --yes --root-user-action ignore pip \
 COPY --from=runtime-packages /opt/chat-bridge /opt/chat-bridge
 COPY --from=program /program /opt/chat-bridge
 
-# The root file system may be read-only: only /tmp is written, by backups and imports, so mount a tmpfs there.
+# The root file system may be read-only: only /tmp is written, by backups, imports and files of more than 1 MB on their way
+# into the bucket, so mount a tmpfs there.
 # DATABASE_WAIT_SECONDS: containers start in any order.
 ENV PATH=/opt/chat-bridge/bin:$PATH \
     PYTHONDONTWRITEBYTECODE=1 \

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import TypeVar
 
 import pyrage
+from chat_bridge.backup.places import Folder
 
 from chat_bridge.backup.manifest import Manifest
-from chat_bridge.backup.places import Folder
 from chat_bridge.backup.restore import restore, verify
 from chat_bridge.backup.seal import read_key
 from chat_bridge.backup.tables import connected, present_tables, sum_up

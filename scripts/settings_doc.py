@@ -30,6 +30,25 @@ ENV_BEGIN = """\
 # Written by scripts/settings_doc.py; docs/settings.md says more.
 """
 
+ENV_END = """
+# --- The compose stack ---
+
+# For `docker compose` alone; docs/operate/containers.md says more. Passwords that are not given are made at random.
+#POSTGRES_PASSWORD=
+#REDIS_PASSWORD=
+#S3_ACCESS_KEY=
+#S3_SECRET_KEY=
+
+# The port of `app`; 0: a free one for each of several replicas, which the balancer needs.
+#APP_PORT=3000
+
+# Who may connect; 0.0.0.0: everybody.
+#PUBLISH_ADDRESS=127.0.0.1
+
+# What runs besides: balanced, mastra.
+#COMPOSE_PROFILES=
+"""
+
 
 def settings_page() -> str:
     """docs/settings.md: a table for each group of settings."""
@@ -48,6 +67,7 @@ def env_example() -> str:
         for field in fields:
             about, example = _about(field), _example(field)
             parts.append(f"\n# {about}\n# Example: {example}\n#{setting_names(field)[0]}={_default(field)}\n")
+    parts.append(ENV_END)
     return "".join(parts)
 
 

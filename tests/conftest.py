@@ -21,6 +21,7 @@ import redis.asyncio
 from chat_bridge.storage.migrate import migrate
 from tests.bridge import BridgeProcess, running_bridge
 from tests.needs import unavailable
+from tests.s3 import running_s3
 from tests.servers import Servers
 
 SERVERS = pytest.StashKey[Servers]()
@@ -134,3 +135,10 @@ async def bridge(database: str) -> AsyncGenerator[BridgeProcess]:
     """A running bridge with the echo agent, on PostgreSQL 18 and the Redis inside the process."""
     async with running_bridge(database) as process:
         yield process
+
+
+@pytest.fixture
+async def bucket() -> AsyncGenerator[tuple[str, dict[str, str]]]:
+    """The URL of an empty bucket of an S3 server, and the environment that leads to it."""
+    async with running_s3() as place:
+        yield place

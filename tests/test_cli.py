@@ -97,7 +97,7 @@ async def test_migrate_makes_the_schema_once() -> None:
         assert errors.startswith("chat-bridge: ")
         assert "migrate" in errors
         for words in (["migrate"], ["migrate"], ["migrate", "--check"]):
-            assert await run_command(*words, **environment) == (0, "the schema is up to date: 0003\n", "")
+            assert await run_command(*words, **environment) == (0, "the schema is up to date: 0004\n", "")
 
 
 async def test_migrate_hears_sigterm_while_it_waits_for_the_database(tmp_path: Path, unused_tcp_port: int) -> None:
@@ -241,20 +241,22 @@ def told(output: str) -> dict[str, tuple[str, str]]:
     return {subject: (status, text) for status, subject, text in lines}
 
 
-async def test_doctor_finds_nothing_wrong(database: str, redis_url: str) -> None:
+async def test_doctor_finds_nothing_wrong(database: str, redis_url: str, tmp_path: Path) -> None:
     environment = {
         "DATABASE_URL": database,
         "REDIS_URL": redis_url,
         "CHAT_BRIDGE_SECRET": SECRET,
         "REPEAT_MODE": "true",
+        "ATTACHMENT_BUCKET": str(tmp_path / "attachments"),
     }
     code, output, errors = await run_command("doctor", **environment)
     assert (code, errors) == (0, "")
     assert told(output) == {
         "database": ("ok", "PostgreSQL 18 answers."),
-        "schema": ("ok", "Up to date (0003)."),
+        "schema": ("ok", "Up to date (0004)."),
         "clock": ("ok", "PostgreSQL and this machine agree on the time."),
         "redis": ("ok", "Answers."),
+        "attachments": ("ok", "Their place can be reached."),
         "agent": ("ok", "echo is there."),
         "webchat": ("ok", "On."),
     }
@@ -271,6 +273,7 @@ async def test_doctor_says_what_to_do(unused_tcp_port: int) -> None:
         MASTRA_AGENT_ID="weather",
         TELEGRAM_BOT_TOKEN="1:hush",
         WEBCHAT_ENABLED="false",
+        ATTACHMENT_SCANNER=nowhere,
     )
     assert (code, errors) == (1, "")
     assert "hush" not in output
@@ -278,6 +281,8 @@ async def test_doctor_says_what_to_do(unused_tcp_port: int) -> None:
     assert subjects == [
         ["problem", "database"],
         ["warning", "redis"],
+        ["warning", "attachments"],
+        ["problem", "scanner"],
         ["problem", "agent"],
         ["warning", "telegram"],
         ["problem", "platforms"],

@@ -14,7 +14,7 @@ from pydantic import SecretStr, ValidationError
 from chat_bridge.errors import SettingsError
 from chat_bridge.model import BusyPolicy
 from chat_bridge.settings import SECRETS, Settings, how_to_install, load_settings, setting_names, shown
-from scripts.settings_doc import PROJECT, env_example, groups, settings_page
+from scripts.settings_doc import ENV_END, PROJECT, env_example, groups, settings_page
 
 LONG = "0123456789abcdef0123456789abcdef"
 
@@ -53,6 +53,13 @@ RIGHT: dict[str, tuple[str, object]] = {
     "DATABASE_WAIT_SECONDS": ("60", 60.0),
     "SESSION_TTL_SECONDS": ("60", 60),
     "CHAT_BRIDGE_DATA_DIR": ("/srv/a folder", Path("/srv/a folder")),
+    "ATTACHMENT_BUCKET": ("s3://bucket/chat-bridge", "s3://bucket/chat-bridge"),
+    "ATTACHMENT_MAX_BYTES": ("1000", 1000),
+    "ATTACHMENT_TYPES": ("image/*, application/pdf", ("image/*", "application/pdf")),
+    "ATTACHMENT_LINK_SECONDS": ("60", 60),
+    "ATTACHMENT_SCANNER": ("clamav:3310", "clamav:3310"),
+    "AGENT_FILE_TYPES": ("image/png", ("image/png",)),
+    "AGENT_FILE_MAX_BYTES": ("0", 0),
     "BACKUP_TO": ("s3://bucket/chat-bridge", "s3://bucket/chat-bridge"),
     "BACKUP_KEY": (AGE_KEY, SecretStr(AGE_KEY)),
     "BACKUP_EVERY_HOURS": ("24", 24.0),
@@ -75,6 +82,10 @@ RIGHT: dict[str, tuple[str, object]] = {
     "BUSY_POLICY": ("latest", BusyPolicy.LATEST),
     "COALESCE_SECONDS": ("0", 0.0),
     "QUEUE_CAP": ("1", 1),
+    "SESSION_ROTATION": ("daily", "daily"),
+    "SESSION_IDLE_MINUTES": ("90", 90),
+    "SESSION_DAILY_AT": ("00:30", "00:30"),
+    "SESSION_TIMEZONE": ("Asia/Ho_Chi_Minh", "Asia/Ho_Chi_Minh"),
     "LEASE_SECONDS": ("3", 3.0),
     "TURN_TIMEOUT_SECONDS": ("86400", 86400.0),
     "MAX_TURNS": ("5", 5),
@@ -157,6 +168,12 @@ WRONG = [
     ("CHAT_BRIDGE_DRAIN_SECONDS", "inf", "must be 3600 or less"),
     ("LEASE_SECONDS", "nan", "must be 600 or less"),
     ("BUSY_POLICY", "drop", "must be 'collect', 'followup', 'interrupt', 'latest' or 'reject'"),
+    ("SESSION_ROTATION", "weekly", "must be 'none', 'idle' or 'daily'"),
+    ("SESSION_IDLE_MINUTES", "0", "must be 5 or more"),
+    ("SESSION_DAILY_AT", "4 am", "must be a time as HH:MM, from 00:00 to 23:59"),
+    ("SESSION_DAILY_AT", "24:00", "must be a time as HH:MM"),
+    ("SESSION_TIMEZONE", "Saigon", "there is no time zone 'Saigon'"),
+    ("SESSION_TIMEZONE", "../etc", "there is no time zone"),
     ("MAX_TURNS", "1.5", "must be a whole number"),
     ("CHAT_BRIDGE_TEXTS", "hello", "is not JSON"),
     ("CHAT_BRIDGE_TEXTS", "[]", "must be a JSON object"),
@@ -449,7 +466,7 @@ def test_page_and_example_have_every_setting_in_the_order_of_the_fields() -> Non
     names = [setting_names(field)[0] for field in Settings.model_fields]
     assert [field for fields in groups().values() for field in fields] == list(Settings.model_fields)
     assert re.findall(r"^\| `(\w+)`", settings_page(), re.MULTILINE) == names
-    assert re.findall(r"^#(\w+)=", env_example(), re.MULTILINE) == names
+    assert re.findall(r"^#(\w+)=", env_example().removesuffix(ENV_END), re.MULTILINE) == names
 
 
 def test_the_commented_lines_of_the_example_are_the_defaults(tmp_path: Path) -> None:

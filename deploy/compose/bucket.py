@@ -78,7 +78,11 @@ def made(bucket: str) -> str:
 
 def main() -> None:
     """Try until the server is up."""
-    bucket = os.environ["ATTACHMENT_BUCKET"]
+    place = os.environ["ATTACHMENT_BUCKET"]
+    if place.startswith(("/", "~", ".")) or ("://" in place and not place.startswith("s3://")):
+        sys.stdout.write(f"{place} is no bucket of an S3 server: nothing to make\n")
+        return
+    bucket = place.removeprefix("s3://").partition("/")[0]
     deadline = time.monotonic() + PATIENCE_SECONDS
     while True:
         try:

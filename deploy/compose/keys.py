@@ -50,6 +50,9 @@ def keep(name: str, value: str) -> None:
 
 def main() -> None:
     """Settle all of them, and the URLs that hold them."""
+    for name in ("DATABASE_URL", "REDIS_URL"):
+        if os.environ.get(name):
+            sys.stderr.write(f"{name} is left out: the stack has its own servers; for others take production.yaml\n")
     for name in NAMES:
         keep(name, given(name) or kept(name) or secrets.token_hex(24))
     postgres, redis = (quote(kept(name), safe="") for name in ("POSTGRES_PASSWORD", "REDIS_PASSWORD"))

@@ -1,5 +1,5 @@
 """The command line: `chat-bridge serve | doctor | migrate | config | explain | dlq | backup | import | export |
-version`."""
+search | search-index | version`."""
 
 import asyncio
 import signal
@@ -15,18 +15,19 @@ from uuid import UUID
 
 import typer
 
-from chat_bridge import dlq
+from chat_bridge import dlq, search
 from chat_bridge.backup.manifest import BackupError, Manifest
 from chat_bridge.backup.restore import restore, verify
 from chat_bridge.backup.vault import Vault, open_vault
-from chat_bridge.errors import ChatBridgeError
+from chat_bridge.errors import ChatBridgeError, PlaceError
 from chat_bridge.explain import told
-from chat_bridge.model import ConversationId, MessageId
+from chat_bridge.model import ConversationId, MessageId, SessionId
 from chat_bridge.production import require_safe
 from chat_bridge.settings import Settings, load_settings, shown
 from chat_bridge.storage.embedded import database_url
 from chat_bridge.storage.migrate import migrate, migration_sql, schema_state
 from chat_bridge.storage.postgres import Database, wait_for_server
+from chat_bridge.storage.search import SearchFilter
 from chat_bridge.storage.sessions import SessionFilter
 from chat_bridge.storage.store import Store
 from chat_bridge.storage.story import tell_story
@@ -50,6 +51,9 @@ cli.add_typer(dead_letters, name="dlq")
 
 backups = typer.Typer(no_args_is_help=True, help="Backups of the database; docs/operate/backup.md tells all.")
 cli.add_typer(backups, name="backup")
+
+search_index = typer.Typer(no_args_is_help=True, help="The index of search; docs/operate/search.md tells all.")
+cli.add_typer(search_index, name="search-index")
 
 
 def main() -> None:
@@ -251,6 +255,66 @@ def export_sessions(
     _run(_export(load_settings(), wanted, form, output))
 
 
+@cli.command("search")
+def search_messages(
+    query: Annotated[str, typer.Argument(help="""All of these: word, prefix*, "a phrase", and -not this.""")],
+    platform: OfPlatform = None,
+    account: Annotated[str | None, typer.Option("--account", help="Only of this account.")] = None,
+    conversation: Annotated[str | None, typer.Option("--conversation", help="The platform's id of it.")] = None,
+    conversation_id: Annotated[UUID | None, typer.Option("--conversation-id", help="Our id of it.")] = None,
+    session: Annotated[UUID | None, typer.Option("--session", help="The id of a session.")] = None,
+    person: Annotated[
+        str | None, typer.Option("--person", help="Who wrote it: the platform's id, the user name or the name.")
+    ] = None,
+    direction: Annotated[Literal["inbound", "outbound"] | None, typer.Option("--direction")] = None,
+    since: Annotated[datetime | None, typer.Option("--since", help="Stored then or later; UTC.")] = None,
+    until: Annotated[datetime | None, typer.Option("--until", help="Stored before then; UTC.")] = None,
+    limit: Annotated[int, typer.Option(min=1, help="At most so many.")] = 20,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line.")] = False,
+) -> None:
+    """Search messages; the newest come first."""
+    wanted = SearchFilter(
+        platform=platform,
+        account=account,
+        conversation=conversation,
+        conversation_id=ConversationId(conversation_id) if conversation_id else None,
+        session_id=SessionId(session) if session else None,
+        person=person,
+        direction=direction,
+        since=_in_utc(since),
+        until=_in_utc(until),
+    )
+    _run(_search(load_settings(), lambda database, _: search.show(database, query, wanted, limit, as_json=as_json)))
+
+
+def _in_utc(moment: datetime | None) -> datetime | None:
+    return moment.replace(tzinfo=UTC) if moment is not None and moment.tzinfo is None else moment
+
+
+@search_index.command("on")
+def switch_search_on(
+    language: Annotated[
+        str, typer.Option("--language", help="PostgreSQL's name of a language; simple: words as they are.")
+    ] = "simple",
+) -> None:
+    """Build the index, or another one for another language, while the bridge runs."""
+    settings = load_settings()
+    _run(_until_signal(_search(settings, lambda database, dsn: search.switch_on(database, dsn, language, settings))))
+
+
+@search_index.command("off")
+def switch_search_off() -> None:
+    """Drop the index."""
+    settings = load_settings()
+    _run(_until_signal(_search(settings, lambda database, dsn: search.switch_off(database, dsn, settings))))
+
+
+@search_index.command("status")
+def show_search_index() -> None:
+    """Tell whether search is on, and how far a build is."""
+    _run(_search(load_settings(), lambda database, _: search.show_status(database)))
+
+
 @cli.command("version")
 def show_version() -> None:
     """Print the version."""
@@ -354,6 +418,15 @@ async def _dlq(work: Callable[[Store], Awaitable[None]]) -> None:
         await work(Store(database, owner="dlq"))
 
 
+async def _search(settings: Settings, work: Callable[[Database, str], Awaitable[None]]) -> None:
+    async with (
+        database_url(settings, beside=True) as dsn,
+        Database.open(dsn, pool_size=1, pgbouncer=settings.database_pgbouncer) as database,
+    ):
+        (await schema_state(dsn)).require_usable()
+        await work(database, dsn)
+
+
 async def _until_signal(work: Coroutine[Any, Any, None]) -> None:
     """Do what has to be undone when it stops in the middle: `docker stop` and a closed ssh end it as Ctrl-C does. The
     first process of a container would not hear SIGTERM at all."""
@@ -389,7 +462,7 @@ async def _list_backups(vault: Vault) -> None:
     for backup in there:
         try:
             print(_as_line(await vault.manifest(backup)))
-        except BackupError as error:
+        except (BackupError, PlaceError) as error:
             print(f"{backup}  {error}")
     if not there:
         print("there is no backup")

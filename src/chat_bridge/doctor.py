@@ -1,21 +1,25 @@
 """`chat-bridge doctor`: look at everything the bridge depends on, and say what to do."""
 
 import asyncio
+import io
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from datetime import UTC, datetime
 from typing import Any
 
+from chat_bridge.bridge.scan import Scanner, ScannerError
 from chat_bridge.errors import ChatBridgeError
 from chat_bridge.model import ConversationId, TurnId
 from chat_bridge.platforms.contract import Finding
 from chat_bridge.production import risks
 from chat_bridge.service import make_agent, make_platforms
-from chat_bridge.settings import Settings
+from chat_bridge.settings import Settings, environment
+from chat_bridge.storage.blobs import open_blobs
 from chat_bridge.storage.embedded import binaries, server_in_use
 from chat_bridge.storage.migrate import schema_state
 from chat_bridge.storage.postgres import Database
 from chat_bridge.storage.redis_connect import connected, redis_trouble
+from chat_bridge.storage.search_index import search_indexes
 
 CHECK_SECONDS = 30.0
 CLOCK_SECONDS = 5.0
@@ -28,6 +32,7 @@ async def examine(settings: Settings) -> Sequence[Finding]:
         ("production", lambda: _production(settings)),
         ("database", lambda: _database(settings)),
         ("redis", lambda: _redis(settings)),
+        ("attachments", lambda: _attachments(settings)),
         ("agent", lambda: _agent(settings)),
         ("platforms", lambda: _platforms(settings)),
     ]
@@ -67,6 +72,7 @@ async def _database(settings: Settings) -> Sequence[Finding]:
         before = datetime.now(UTC)
         server = await database.fetch_one("server")
         after = datetime.now(UTC)
+        unfinished = [index for index in await search_indexes(database) if not index.ready and not index.building]
     assert server is not None
     version: int = server["version"] // 10000
     if version < OLDEST_POSTGRESQL:
@@ -81,6 +87,9 @@ async def _database(settings: Settings) -> Sequence[Finding]:
     else:
         state.require_usable()
         findings.append(Finding("schema", "ok", f"Newer than this program ({state.current}), which can still use it."))
+    if unfinished:
+        text = "An index was not built to its end and only costs time: run `chat-bridge search-index on`, or `off`."
+        findings.append(Finding("search", "warning", text))
     apart = max((before - server["now"]).total_seconds(), (server["now"] - after).total_seconds(), 0.0)
     if apart > CLOCK_SECONDS:
         text = f"The clocks of PostgreSQL and this machine are {apart:.0f} s apart: set both by a time server."
@@ -99,6 +108,23 @@ async def _redis(settings: Settings) -> Sequence[Finding]:
     if trouble is None:
         return [Finding("redis", "ok", "Answers.")]
     return [Finding("redis", "warning", f"The bridge works without, but slower: {trouble}.")]
+
+
+async def _attachments(settings: Settings) -> Sequence[Finding]:
+    await open_blobs(settings.attachment_bucket, settings.data_dir, environment()).check()
+    if settings.attachment_bucket is None and not settings.embedded:
+        text = f"Kept in {settings.data_dir / 'attachments'}: several processes need ATTACHMENT_BUCKET."
+        findings = [Finding("attachments", "warning", text)]
+    else:
+        findings = [Finding("attachments", "ok", "Their place can be reached.")]
+    if settings.attachment_scanner is not None:
+        try:
+            await Scanner(settings.attachment_scanner).harm(io.BytesIO(b"harmless"))
+        except ScannerError as error:
+            findings.append(Finding("scanner", "problem", f"{error}: files wait until it answers."))
+        else:
+            findings.append(Finding("scanner", "ok", "Answers."))
+    return findings
 
 
 async def _agent(settings: Settings) -> Sequence[Finding]:

@@ -21,8 +21,16 @@ class StatementRefusedError(StorageError):
     """PostgreSQL is well, but this one statement was too much for it; without one of its rows it may not be."""
 
 
+class SlowStatementError(StorageError):
+    """PostgreSQL ended a statement that took too long."""
+
+
 class OverloadedError(StorageError):
     """Too much waits to be stored already; nothing was tried."""
+
+
+class PlaceError(ChatBridgeError):
+    """A folder or a bucket could not be used, or a file is not there."""
 
 
 class SchemaError(StorageError):

@@ -17,6 +17,7 @@ ConversationId = NewType("ConversationId", UUID)
 SessionId = NewType("SessionId", UUID)
 MessageId = NewType("MessageId", UUID)
 TurnId = NewType("TurnId", UUID)
+AttachmentId = NewType("AttachmentId", UUID)
 Seq = NewType("Seq", int)
 
 Json = Mapping[str, Any]

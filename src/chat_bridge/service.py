@@ -19,13 +19,18 @@ from chat_bridge.backup.schedule import scheduled
 from chat_bridge.bridge.answer import Answerer
 from chat_bridge.bridge.claim import Workers
 from chat_bridge.bridge.deliver import Deliverer
+from chat_bridge.bridge.fetch import Fetcher
+from chat_bridge.bridge.keep import Keeper, Rules
 from chat_bridge.bridge.receive import Receiver
 from chat_bridge.bridge.resolve import Access
+from chat_bridge.bridge.rotation import session_end
+from chat_bridge.bridge.scan import Scanner
 from chat_bridge.errors import ChatBridgeError, SchemaError, SettingsError
 from chat_bridge.platforms.contract import MakePlatform, Platform
 from chat_bridge.platforms.telegram.adapter import Telegram
 from chat_bridge.platforms.webchat import EventSink, WebChat
 from chat_bridge.settings import Settings, environment
+from chat_bridge.storage.blobs import open_blobs
 from chat_bridge.storage.embedded import database_url, stored_secret
 from chat_bridge.storage.migrate import compare, migrate, schema_state
 from chat_bridge.storage.postgres import Database
@@ -34,6 +39,7 @@ from chat_bridge.storage.store import Store
 from chat_bridge.telemetry import expect, log
 from chat_bridge.texts import Texts
 from chat_bridge.upkeep.attend import Attendance
+from chat_bridge.upkeep.cleanup import Cleanup
 from chat_bridge.upkeep.recovery import Sweep
 from chat_bridge.web.app import create_app
 from chat_bridge.web.services import Services
@@ -63,7 +69,12 @@ async def running_service(settings: Settings) -> AsyncGenerator[Service]:
         database = await stack.enter_async_context(
             Database.open(dsn, pool_size=settings.database_pool_size, pgbouncer=settings.database_pgbouncer)
         )
-        store = Store(database, owner=f"{socket.gethostname()}:{os.getpid()}", lease_seconds=settings.lease_seconds)
+        store = Store(
+            database,
+            owner=f"{socket.gethostname()}:{os.getpid()}",
+            lease_seconds=settings.lease_seconds,
+            session_end=session_end(settings),
+        )
         stack.push_async_callback(store.drain)
         schedule = scheduled(settings, store, dsn)
         redis_url = settings.redis_url.get_secret_value() if settings.redis_url else None
@@ -78,17 +89,27 @@ async def running_service(settings: Settings) -> AsyncGenerator[Service]:
         texts = Texts(settings.language, settings.texts)
         deliverer = Deliverer(store, hot, platforms, resend_unknown=settings.unknown_deliveries == "resend")
         stack.push_async_callback(deliverer.aclose)
-        answerer = Answerer(settings, store, hot, platforms, agent, deliverer, texts)
+        blobs = open_blobs(settings.attachment_bucket, settings.data_dir, environment())
+        keeper = Keeper(
+            store,
+            blobs,
+            Rules(settings.attachment_max_bytes, settings.attachment_types),
+            Scanner(settings.attachment_scanner) if settings.attachment_scanner else None,
+        )
+        fetcher = Fetcher(store, hot, platforms, keeper)
+        stack.push_async_callback(fetcher.aclose)
+        answerer = Answerer(settings, store, hot, platforms, agent, deliverer, fetcher, blobs, texts)
         workers = Workers(settings, store, hot, platforms, agent.name, answerer, deliverer, texts)
         sweep = Sweep(
             store,
             rescue=workers.rescue,
             redeliver=deliverer.redeliver,
+            refetch=fetcher.refetch,
             apologise=workers.apologise,
             accounts=[(name, platform.account) for name, platform in platforms.items()],
             alone=settings.embedded,
         )
-        receiver = Receiver(settings, store, hot, platforms, workers, _access(settings))
+        receiver = Receiver(settings, store, hot, platforms, workers, fetcher, _access(settings))
         attendance = Attendance(store, platforms, receiver.receive_all, settings.lease_seconds)
         await attendance.begin()
 
@@ -110,6 +131,8 @@ async def running_service(settings: Settings) -> AsyncGenerator[Service]:
                 hot=hot,
                 receiver=receiver,
                 platforms=platforms,
+                keeper=keeper,
+                blobs=blobs,
                 platform_states=attendance.states,
                 api_key=_secret(settings, settings.api_key, "api-key"),
                 secret=_secret(settings, settings.secret, "secret") or "",
@@ -121,13 +144,14 @@ async def running_service(settings: Settings) -> AsyncGenerator[Service]:
         renewing = asyncio.create_task(workers.renew_leases(), name="renew_leases")
         sweeping = asyncio.create_task(sweep.run(), name="sweep")
         attending = asyncio.create_task(attendance.run(), name="attend")
+        cleaning = asyncio.create_task(Cleanup(store, blobs).run(), name="cleanup")
         backing_up = [asyncio.create_task(schedule.run(), name="backup")] if schedule is not None else []
-        loops = (renewing, sweeping, attending, *backing_up)
+        loops = (renewing, sweeping, attending, cleaning, *backing_up)
         for loop in loops:
             loop.add_done_callback(lambda task: _report(task, failed))
 
         async def drain(seconds: float = settings.drain_seconds) -> None:
-            shared = (sweeping, attending, *backing_up)
+            shared = (sweeping, attending, cleaning, *backing_up)
             for loop in shared:
                 loop.cancel()
             await asyncio.wait(shared)  # another process may do this now

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, cast
 from urllib.parse import urlsplit
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 import platformdirs
 from dotenv import dotenv_values
@@ -183,12 +184,51 @@ def _backup_place(value: str) -> str:
     return value
 
 
+def _attachment_place(value: str) -> str:
+    scheme, is_url, rest = value.partition("://")
+    if is_url and (scheme not in ("s3", "gs", "az") or not rest or "@" in rest or "?" in rest):
+        raise ValueError("must be a bucket, a folder, or s3://BUCKET/PREFIX, gs://BUCKET/PREFIX, az://CONTAINER/PREFIX")
+    if not is_url and not re.fullmatch(r"[/~.].*|[a-z0-9][a-z0-9.-]{1,62}", value):
+        raise ValueError("must be the name of a bucket, or the path of a folder (beginning with /, ~ or .)")
+    return value
+
+
+def _mime_types(values: tuple[str, ...]) -> tuple[str, ...]:
+    for value in values:
+        if not re.fullmatch(r"(\*|[a-z]+)/(\*|[a-z0-9][a-z0-9.+-]*\*?)", value):
+            raise ValueError(f"{value!r} is no type of files: write such as image/png, image/* or */*")
+    return values
+
+
+def _host_and_port(value: str) -> str:
+    host, _, port = value.rpartition(":")
+    if not host or not port.isdecimal() or not 0 < int(port) < 65536:
+        raise ValueError("must be HOST:PORT, such as clamav:3310")
+    return value
+
+
 def _age_key(value: SecretStr) -> SecretStr:
     lines = [line.strip() for line in value.get_secret_value().splitlines()]
     keys = [line for line in lines if line and not line.startswith("#")]  # age-keygen writes comments too
     if len(keys) != 1 or not re.fullmatch(r"age1[0-9a-z]{58}|AGE-SECRET-KEY-1[0-9A-Z]{58}", keys[0]):
         raise ValueError("must be a key of age (AGE-SECRET-KEY-1... or age1...), as age-keygen makes it")
     return SecretStr(keys[0])
+
+
+def _timezone(value: str) -> str:
+    if value == "UTC":
+        return value
+    try:
+        ZoneInfo(value)
+    except (ZoneInfoNotFoundError, ValueError):
+        raise ValueError(f"there is no time zone {value!r}: write such as Asia/Ho_Chi_Minh or UTC") from None
+    return value
+
+
+def _time_of_day(value: str) -> str:
+    if not re.fullmatch(r"([01]\d|2[0-3]):[0-5]\d", value):
+        raise ValueError("must be a time as HH:MM, from 00:00 to 23:59")
+    return value
 
 
 def _home_folder(value: Path) -> Path:
@@ -279,6 +319,47 @@ class Settings(BaseModel):
         "/var/lib/chat-bridge",
         default_factory=_user_data_folder,
         validate_default=True,
+    )
+
+    # Attachments
+    attachment_bucket: Annotated[str, AfterValidator(_attachment_place)] | None = _setting(
+        None,
+        "ATTACHMENT_BUCKET",
+        "Where files of messages are kept: a bucket of S3, a URL (`s3://`, `gs://`, `az://`), or a folder. Not set: "
+        "the folder `attachments` in CHAT_BRIDGE_DATA_DIR, which one process alone can use; docs/attachments.md tells "
+        "all.",
+        "s3://bucket/chat-bridge",
+    )
+    attachment_max_bytes: int = _setting(
+        20 * 1024 * 1024, "ATTACHMENT_MAX_BYTES", "Largest file that is kept, in bytes.", "10485760", ge=1, le=2**31
+    )
+    attachment_types: Annotated[tuple[str, ...], BeforeValidator(_comma_list), AfterValidator(_mime_types)] = _setting(
+        ("*/*",),
+        "ATTACHMENT_TYPES",
+        "Types of files that are kept, as their bytes say, with commas; `*` stands for any.",
+        "image/*,application/pdf",
+    )
+    attachment_link_seconds: int = _setting(
+        3600, "ATTACHMENT_LINK_SECONDS", "How long a link to a file is good for.", "600", ge=60, le=86400
+    )
+    attachment_scanner: Annotated[str, AfterValidator(_host_and_port)] | None = _setting(
+        None,
+        "ATTACHMENT_SCANNER",
+        "HOST:PORT of clamd, the daemon of ClamAV: files are kept only if it finds nothing in them.",
+        "clamav:3310",
+    )
+    agent_file_types: Annotated[tuple[str, ...], BeforeValidator(_comma_list), AfterValidator(_mime_types)] = _setting(
+        ("image/png", "image/jpeg", "image/gif", "image/webp", "application/pdf", "text/*"),
+        "AGENT_FILE_TYPES",
+        "Types of files that the agent gets; of others it is told name, type and size.",
+        "image/*",
+    )
+    agent_file_max_bytes: int = _setting(
+        10 * 1024 * 1024,
+        "AGENT_FILE_MAX_BYTES",
+        "Most bytes of files that the agent gets in one turn.",
+        "5242880",
+        ge=0,
     )
 
     # Backups
@@ -407,6 +488,22 @@ class Settings(BaseModel):
         "20",
         ge=1,
         le=1000,
+    )
+    session_rotation: Literal["none", "idle", "daily"] = _setting(
+        "none",
+        "SESSION_ROTATION",
+        "When a conversation's next message opens a new session, besides after /new. idle: after SESSION_IDLE_MINUTES "
+        "without a word; daily: after SESSION_DAILY_AT.",
+        "daily",
+    )
+    session_idle_minutes: int = _setting(
+        1440, "SESSION_IDLE_MINUTES", "With SESSION_ROTATION=idle: how long a session may be idle.", "120", ge=5
+    )
+    session_daily_at: Annotated[str, AfterValidator(_time_of_day)] = _setting(
+        "04:00", "SESSION_DAILY_AT", "With SESSION_ROTATION=daily: when the day begins, as HH:MM.", "00:00"
+    )
+    session_timezone: Annotated[str, AfterValidator(_timezone)] = _setting(
+        "UTC", "SESSION_TIMEZONE", "The time zone of SESSION_DAILY_AT.", "Asia/Ho_Chi_Minh"
     )
     lease_seconds: float = _setting(
         30.0, "LEASE_SECONDS", "How long a turn stays its worker's without a renewal.", "60", ge=3, le=600

@@ -52,6 +52,10 @@ DELIVERIES = Counter("chat_bridge_deliveries", "Tries to send a part of a reply,
 SEND_SECONDS = Histogram(
     "chat_bridge_send_seconds", "How long a platform took to answer for a part of a reply.", ["platform"], buckets=SHORT
 )
+ATTACHMENTS = Counter(
+    "chat_bridge_attachments", "Tries to fetch a file that a message has, by result.", ["platform", "status"]
+)
+ATTACHMENT_BYTES = Counter("chat_bridge_attachment_bytes", "Bytes of the files that were stored.", ["platform"])
 RECOVERED = Counter("chat_bridge_recovered", "Work that the sweep found without a worker.", ["kind"])
 
 # What stands in the database, the same in every process. NaN: it could not be asked.
@@ -97,10 +101,13 @@ def expect(agent: str, platforms: Iterable[str]) -> None:
             MESSAGES.labels(platform, received.value)
         for delivered in ("sent", "pending", "unknown", "failed"):
             DELIVERIES.labels(platform, delivered)
+        for fetched in ("stored", "waiting", "failed"):
+            ATTACHMENTS.labels(platform, fetched)
+        ATTACHMENT_BYTES.labels(platform)
         WEBHOOKS_REFUSED.labels(platform)
-    for kind in ("turn", "set_aside", "delivery"):
+    for kind in ("turn", "set_aside", "delivery", "attachment"):
         RECOVERED.labels(kind)
-    for room in ("requests", "event streams", "bodies", "writes"):
+    for room in ("requests", "event streams", "uploads", "downloads", "bodies", "writes"):
         REFUSED.labels(room)
 
 

@@ -177,6 +177,63 @@ async def test_files_arrive_with_their_types(mastra: MastraServer) -> None:
         assert (await ask(agent, turn(message("", files=files[:1])))).text == "image/png"
 
 
+async def test_the_bytes_of_files_arrive_and_are_remembered_once(mastra: MastraServer) -> None:
+    photo, report = AgentFile("image/jpeg", bytes(70_000), name="a.jpg"), AgentFile("application/pdf", b"%PDF", "b.pdf")
+    async with connected(mastra.endpoint, "flaky-files") as agent:
+        said = await ask(agent, turn(message("look", files=[photo, report]), session="files"))
+        assert said.text == "look | image/jpeg 70000 - | application/pdf 4 b.pdf | 2 in all"
+        assert (await ask(agent, turn("and now?", session="files"))).text == "and now? | 2 in all"
+
+
+async def test_files_of_ten_megabytes_arrive(mastra: MastraServer) -> None:
+    async with connected(mastra.endpoint, "files") as agent:
+        said = await ask(agent, turn(message("look", files=[AgentFile("image/png", bytes(10 * 2**20))])))
+        assert said.text == f"look | image/png {10 * 2**20} - | 1 in all"
+
+
+async def test_files_are_needed_until_no_retry_can_follow(mastra: MastraServer) -> None:
+    files, dropped = [AgentFile("image/jpeg", b"123")], list[int]()
+
+    def drop() -> None:
+        files.clear()
+        dropped.append(1)
+
+    async with connected(mastra.endpoint, "flaky-files") as agent:
+        said = await ask(agent, turn(message("look", files=files), session="needed", files_sent=drop))
+    assert said.text.startswith("look | image/jpeg 3 -")
+    assert dropped == [1]
+
+
+async def test_a_file_without_a_text(mastra: MastraServer) -> None:
+    async with connected(mastra.endpoint, "files") as agent:
+        files = [AgentFile("image/png", b"123")]
+        assert (await ask(agent, turn(message("", files=files)))).text == "no text | image/png 3 - | 1 in all"
+        assert (
+            await ask(agent, turn(message("", author="Ann", files=files)))
+        ).text == "Ann:  | image/png 3 - | 1 in all"
+
+
+async def test_text_files_arrive(mastra: MastraServer) -> None:
+    async with connected(mastra.endpoint, "files") as agent:
+        files = [AgentFile("text/plain", "xin chào".encode(), "ả\n.txt"), AgentFile("text/csv", b"a,b")]
+        said = await ask(agent, turn(message("read", files=files)))
+    assert said.text == "read | text/plain 9 ả\n.txt | text/csv 3 - | 2 in all"
+
+
+async def test_a_model_that_takes_no_files_fails_for_good(mastra: MastraServer) -> None:
+    async with connected(mastra.endpoint, "blind") as agent:
+        said = await ask(agent, turn(message("look", files=[AgentFile("image/png", b"123")]), session="blind"))
+        assert (said.outcome, str(said.error)) == (
+            TurnOutcome.ERROR,
+            "the model failed (AI_APICallError, HTTP 400)",
+        )
+        calls = [event["users"] for event in mastra.events if event.get("agent") == "blind"]
+        assert len(calls) == 1  # it was not tried again
+        # Mastra remembers the file, and gives it to the model with each message that follows.
+        assert (await ask(agent, turn("hello", session="blind"))).outcome is TurnOutcome.ERROR
+        assert (await ask(agent, turn("hello", session="another"))).outcome is TurnOutcome.ANSWERED
+
+
 async def test_texts_around_a_tool_call_are_paragraphs(mastra: MastraServer) -> None:
     async with connected(mastra.endpoint, "tool") as agent:
         said = await ask(agent, turn("weather?"))
@@ -332,7 +389,7 @@ async def test_check_says_what_to_do(mastra: MastraServer, guarded_mastra: Mastr
 
     assert await check(mastra.endpoint, "nobody") == (
         f"Mastra at {mastra.endpoint} has no agent 'nobody': set MASTRA_AGENT_ID to one that it has "
-        "(approval, big, blocked, echo, empty, failing, flaky, image, length, slow, tool)."
+        "(approval, big, blind, blocked, echo, empty, failing, files, flaky, flaky-files, image, length, slow, tool)."
     )
     assert await check(guarded_mastra.endpoint) == (
         f"Mastra at {guarded_mastra.endpoint} asks for a key (HTTP 401): correct MASTRA_API_KEY."

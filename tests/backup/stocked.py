@@ -4,11 +4,11 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from chat_bridge.backup.manifest import TableSum
-from chat_bridge.backup.places import Folder
 from chat_bridge.backup.seal import read_key
 from chat_bridge.backup.tables import connected, present_tables, sum_up
 from chat_bridge.backup.vault import Vault
 from chat_bridge.storage import leases
+from chat_bridge.storage.places import Folder
 from tests.storage.dialogue import chat, claimed, ending, opened, replied, said
 
 TEXTS = ("hello", "", "Xin chào, tiếng Việt 🎉", "tab\tand\nnewline \\N \\. 'quotes' \"double\"", "x" * 100_000)

@@ -11,12 +11,12 @@ import pytest
 
 from chat_bridge.backup import schedule
 from chat_bridge.backup.manifest import BackupError, new_id
-from chat_bridge.backup.places import Folder
 from chat_bridge.backup.schedule import LEASE, LEASE_SECONDS, LOOK_SECONDS, Schedule
 from chat_bridge.backup.seal import Writer
 from chat_bridge.backup.vault import Vault
 from chat_bridge.errors import StorageError
 from chat_bridge.storage import leases
+from chat_bridge.storage.places import Folder
 from chat_bridge.storage.postgres import Database
 from chat_bridge.telemetry import BACKUP_NEWEST, BACKUP_OVERDUE
 from tests.backup.stocked import vault_in

@@ -11,10 +11,13 @@ from chat_bridge.agents.echo import EchoAgent
 from chat_bridge.bridge.answer import Answerer
 from chat_bridge.bridge.claim import Running
 from chat_bridge.bridge.deliver import Deliverer
+from chat_bridge.bridge.fetch import Fetcher
+from chat_bridge.bridge.keep import Keeper, Rules
 from chat_bridge.errors import StorageError
 from chat_bridge.model import Turn, TurnOutcome
 from chat_bridge.platforms.contract import Capabilities, OutboundPart, Platform, SendResult, Sent, Shown
 from chat_bridge.settings import load_settings
+from chat_bridge.storage.blobs import open_blobs
 from chat_bridge.storage.redis import Hot
 from chat_bridge.storage.store import Store
 from chat_bridge.storage.turns import Completed, Completion
@@ -53,9 +56,12 @@ async def answering(store: Store, platform: Platform) -> AsyncGenerator[Answerer
     settings, platforms = load_settings({}, None), {"webchat": platform}
     async with Hot.open(None) as hot:
         deliverer = Deliverer(store, hot, platforms, resend_unknown=False)
+        blobs = open_blobs(None, settings.data_dir, {})  # nothing is kept in it
+        fetcher = Fetcher(store, hot, platforms, Keeper(store, blobs, Rules(0, ()), None))
         try:
-            yield Answerer(settings, store, hot, platforms, EchoAgent(0.0), deliverer, Texts())
+            yield Answerer(settings, store, hot, platforms, EchoAgent(0.0), deliverer, fetcher, blobs, Texts())
         finally:
+            await fetcher.aclose()
             await deliverer.aclose()
 
 

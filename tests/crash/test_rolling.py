@@ -19,8 +19,11 @@ import pytest
 from chat_bridge.storage.migrate import schema_state
 from tests.bridge import BridgeProcess, Chat, running_bridge, visiting
 from tests.conftest import fresh_database
+from tests.fake_telegram.client import running_telegram
+from tests.fake_telegram.media import picture
 from tests.needs import unavailable
 from tests.observe import begun, ended, replies, rows, statuses
+from tests.platforms.telegram.test_bridge import answering
 
 PROJECT = Path(__file__).parents[2]
 MIGRATIONS = "src/chat_bridge/storage/migrations/versions"
@@ -225,4 +228,53 @@ async def test_old_and_new_code_run_on_the_new_schema_together(old_code: Path, r
                     await chat.send("hello")
                     assert replies(await chat.answered()) == ["hello"]
             await stop_within_a_turn(database, old, new)
+        await all_is_settled(database)
+
+
+async def test_photos_meet_old_and_new_code(old_code: Path, redis_url: str, tmp_path: Path) -> None:
+    # Who fetches the bot's messages changes when a lease ends.
+    settings = {**SETTINGS, "LEASE_SECONDS": "3", "REDIS_URL": redis_url, "ATTACHMENT_BUCKET": str(tmp_path / "files")}
+    async with (
+        fresh_database("18", template=False) as database,
+        running_telegram() as telegram,
+        answering(database, telegram, **settings, PYTHONPATH=str(old_code)) as old,
+    ):
+        chat = await telegram.private(await telegram.user("Linh"))
+
+        async def answered(number: int) -> list[str]:
+            return [(reply.text or "").splitlines()[0] for reply in await chat.until_replies(number)]
+
+        await chat.say("1", media="photo", content=picture(40, 30))
+        assert await answered(1) == ["1"]
+        async with answering(database, telegram, **settings) as new:
+            # Either may answer them.
+            for number in range(2, 8):
+                await chat.say(str(number), media="photo", content=picture(40 + number, 30))
+            assert await answered(7) == list("1234567")
+
+            # What the new code has received, the old code answers.
+            assert await old.stop(signal.SIGTERM) == 0
+            await chat.say(LONG)
+            for number in (9, 10):
+                await chat.say(str(number), media="photo", content=picture(40 + number, 30))
+            await telegram.until_confirmed()
+            await old.start()
+            assert await new.stop(signal.SIGTERM) == 0
+            assert (await answered(10))[8:] == ["9", "10"]
+
+            # And the other way round. The new code knows nothing of the files of before.
+            await chat.say("11", media="photo", content=picture(60, 30))
+            await answered(11)
+            assert await old.stop(signal.SIGTERM) == 0
+            await new.start()
+            await chat.say("12", media="photo", content=picture(61, 30))
+            assert (await answered(12))[10:] == ["11", "12"]
+            while await rows(database, "select from attachments where status = 'waiting'"):
+                await asyncio.sleep(0.02)
+        found = await rows(
+            database,
+            "select m.content_text as text from attachments a join messages m using (conversation_id, seq) "
+            "where a.status = 'stored' order by seq",
+        )
+        assert [row["text"] for row in found][-3:] == ["9", "10", "12"]
         await all_is_settled(database)

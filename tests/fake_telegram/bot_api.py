@@ -112,18 +112,23 @@ class BotApi:
             record["outcome"] = "Not Found"
             return _response(ApiError(404, "Not Found"))
         record["outcome"] = "ok"
+        content = file.content
         match kind:
             case "redirect":
                 raise web.HTTPFound(fault.more["to"] if fault else "")
             case "larger":
-                content = file.content + bytes(MORE_THAN_SAID)
+                content += bytes(MORE_THAN_SAID)
+            case "shorter":
+                content = content[: len(content) // 2]
             case _:
-                content = file.content
+                pass
         response = web.Response(body=content, content_type="application/octet-stream")
         if fault is not None and kind == "wrong_type":
             response.content_type = fault.more.get("content_type", "text/html")
-        if kind == "truncated":
-            return await _half(request, response)
+        if fault is not None and kind in ("truncated", "stall", "slow"):
+            return await _halves(request, response, fault)
+        if fault is not None and (error := _error(fault)):
+            return _response(error)
         return await _fail(request, kind, response)
 
 
@@ -166,14 +171,22 @@ async def _fail(request: web.Request, kind: str, response: web.Response) -> web.
     return response
 
 
-async def _half(request: web.Request, whole: web.Response) -> web.StreamResponse:
-    """Begin an answer, and close the connection in the middle of it."""
+async def _halves(request: web.Request, whole: web.Response, fault: Fault) -> web.StreamResponse:
+    """Begin an answer, and in the middle of it close the connection, stop for ever, or wait."""
     assert isinstance(whole.body, bytes)
+    middle = len(whole.body) // 2
     begun = web.StreamResponse(headers={"Content-Length": str(len(whole.body))})
     await begun.prepare(request)
-    await begun.write(whole.body[: len(whole.body) // 2])
-    assert request.transport is not None
-    request.transport.close()
+    await begun.write(whole.body[:middle])
+    match fault.kind:
+        case "stall":
+            await asyncio.Event().wait()
+        case "slow":
+            await asyncio.sleep(fault.more.get("seconds", 1.0))
+            await begun.write(whole.body[middle:])
+        case _:
+            assert request.transport is not None
+            request.transport.close()
     return begun
 
 

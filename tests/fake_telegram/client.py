@@ -79,9 +79,14 @@ class Message:
         body = {"from": self.chat.speaker(by).id} | ({"label": label} if data is None else {"data": data})
         return Press(self.chat.telegram, await self.chat.telegram.post(f"{self._path}/press", body))
 
-    async def edit(self, text: str, entities: list[Json] | None = None) -> None:
-        """Its writer changes it."""
-        await self.chat.telegram.request("PATCH", self._path, {"text": text, "entities": entities})
+    async def edit(
+        self, text: str, entities: list[Json] | None = None, *, media: str | None = None, content: bytes | None = None
+    ) -> None:
+        """Its writer changes it, with `media` also its file."""
+        body: Json = {"text": text, "entities": entities}
+        if media is not None:
+            body["media"] = _given({"kind": media, "content": None if content is None else _base64(content)})
+        await self.chat.telegram.request("PATCH", self._path, body)
 
     async def delete(self) -> None:
         """Somebody deletes it."""
@@ -151,7 +156,7 @@ class Chat:
         venue, contact, poll or dice; `content` its bytes, and `size` what Telegram claims they are. `fields` are added
         to the message as they are."""
         about: Json = {"kind": media, "name": name, "mime_type": mime_type, "size": size, "fields": media_fields}
-        about["content"] = None if content is None else base64.b64encode(content).decode()
+        about["content"] = None if content is None else _base64(content)
         body = {
             "from": self.speaker(by).id,
             "text": text,
@@ -386,6 +391,10 @@ class FakeTelegram:
         async with self._http.request(method, f"{self.base_url}/control/{path}", json=body) as response:
             assert response.status == 200, await response.text()
             return await response.json()
+
+
+def _base64(content: bytes) -> str:
+    return base64.b64encode(content).decode()
 
 
 def _given(body: Json) -> Json:

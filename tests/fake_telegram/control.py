@@ -8,7 +8,7 @@ GET    /control/chats/{chat}              the chat as its people see it: message
 POST   /control/chats/{chat}/messages     from, and text, entities, reply_to, topic, media, album (an id),
                                           anonymous (as an admin), forward_from (a user), fields (of the Bot API's
                                           message, as they are)
-PATCH  /control/chats/{chat}/messages/{message}           text, entities; DELETE deletes it
+PATCH  /control/chats/{chat}/messages/{message}           text, entities, media; DELETE deletes it
 POST   /control/chats/{chat}/messages/{message}/press     from, and label or data: press a button
 POST   /control/chats/{chat}/messages/{message}/reaction  from, emoji (null takes it back)
 POST   /control/chats/{chat}/members      user, status: member or left
@@ -174,9 +174,11 @@ class Control:
 
     async def _edit(self, request: web.Request) -> web.Response:
         message = self._message(request)
-        body = await _body(request, "text entities")
-        name = "text" if "text" in message.body else "caption"
-        self._world.edit(message, text_body(body["text"], body.get("entities"), name))
+        body = await _body(request, "text entities media")
+        media = media_body(self._world, body["media"]) if body.get("media") else {}
+        name = "text" if "text" in message.body and not media else "caption"
+        said = text_body(body["text"], body.get("entities"), name) if body["text"] or not media else {}
+        self._world.edit(message, said | media)
         return self._json(self._seen(message))
 
     async def _delete(self, request: web.Request) -> web.Response:

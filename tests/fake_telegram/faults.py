@@ -3,8 +3,9 @@
 before doing: `too_many_requests` (retry_after), `server_error`, `hang`, `reset`, `html`, `forbidden`, `bad_request`
     (description), `migrate` (to), `entities`, `slow` (seconds; then as usual)
 after doing: `lost_answer` (500), `hang_after`, `reset_after`, `html_after`, `truncated`
-of a file: `larger` (more bytes than said), `redirect` (to), `wrong_type` (content_type), `expired`, and `hang`,
-    `reset`, `server_error`, `truncated`
+of a file: `larger` and `shorter` (other bytes than said), `redirect` (to), `wrong_type` (content_type), `expired`,
+    `stall` (hangs in the middle), `slow` (seconds; before its second half), and `hang`, `reset`, `html`,
+    `too_many_requests`, `server_error`, `truncated`
 of a webhook's request: `wrong_secret`, `no_secret`
 of updates: `duplicate`, `twice_at_once`, `swap`
 """
@@ -17,7 +18,10 @@ BEFORE = {
     *("forbidden", "bad_request", "migrate", "entities", "slow"),
 }
 AFTER = {"lost_answer", "hang_after", "reset_after", "html_after", "truncated"}
-OF_FILES = {"larger", "redirect", "wrong_type", "expired", "hang", "reset", "server_error", "truncated"}
+OF_FILES = {
+    *("larger", "shorter", "redirect", "wrong_type", "expired", "stall", "slow"),
+    *("hang", "reset", "html", "too_many_requests", "server_error", "truncated"),
+}
 OF_WEBHOOKS = {"wrong_secret", "no_secret"}
 OF_UPDATES = {"duplicate", "twice_at_once", "swap"}
 

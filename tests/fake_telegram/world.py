@@ -7,6 +7,7 @@ import asyncio
 import hashlib
 import itertools
 import random
+import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -23,6 +24,7 @@ SERVICE = {
     *("new_chat_members", "left_chat_member", "migrate_to_chat_id", "migrate_from_chat_id"),
     *("forum_topic_created", "forum_topic_closed", "forum_topic_reopened", "group_chat_created"),
 }
+MEDIA = {"photo", "document", "voice", "audio", "video", "video_note", "animation", "sticker"}
 
 
 class Changes:
@@ -289,7 +291,8 @@ class World:
     def change(self, message: Message, body: Json) -> None:
         """Replace the content of a message; what it was is kept for the tests."""
         message.edits.append(dict(message.body))
-        for name in ("text", "entities", "caption", "caption_entities", "reply_markup"):
+        other_media = MEDIA if MEDIA & set(body) else set()
+        for name in ("text", "entities", "caption", "caption_entities", "reply_markup", *other_media):
             message.body.pop(name, None)
         message.body.update(body)
         self.changes.happened()
@@ -393,10 +396,11 @@ class World:
     def add_file(self, folder: str, name: str, content: bytes, mime_type: str, size: int | None = None) -> StoredFile:
         """Keep a file. The same bytes have the same unique id."""
         number = next(self._file_numbers)
+        ending = re.search(r"\.\w+$", name)
         file = StoredFile(
             id=f"Ag{random.getrandbits(160):040x}{number}",
             unique_id=hashlib.sha256(content).hexdigest()[:16],
-            path=f"{folder}/file_{number}{name[name.rfind('.') :] if '.' in name else ''}",
+            path=f"{folder}/file_{number}{ending[0] if ending else ''}",
             content=content,
             size=len(content) if size is None else size,
             mime_type=mime_type,

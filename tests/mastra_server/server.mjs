@@ -165,6 +165,33 @@ async function* image({ prompt }) {
   yield finish();
 }
 
+// Tells what it was given: the last text, type and size of the files with it, and how many files it remembers in all.
+const filesOf = (message) =>
+  typeof message.content === "string" ? [] : message.content.filter((part) => part.type === "file");
+const bytesOf = ({ data }) =>
+  typeof data === "string" ? Buffer.from(data.replace(/^data:[^,]*,/, ""), "base64").length : data.length;
+async function* files({ prompt, last }) {
+  const given = prompt.filter((message) => message.role === "user");
+  const told = filesOf(given.at(-1)).map((file) => `${file.mediaType} ${bytesOf(file)} ${file.filename ?? "-"}`);
+  yield* text([last || "no text", ...told, `${given.flatMap(filesOf).length} in all`].join(" | "));
+  yield finish();
+}
+
+// As providers do whose model takes no files.
+async function* blind(call) {
+  if (call.prompt.some((message) => filesOf(message).length)) throw providerError(400, false);
+  yield* echo(call);
+}
+
+// The first call fails when it has the message already.
+async function* flakyFiles(call) {
+  if (!failed.has(call.last)) {
+    failed.add(call.last);
+    throw providerError(503, true);
+  }
+  yield* files(call);
+}
+
 const tools = {
   tool: {
     weather: createTool({
@@ -210,7 +237,10 @@ const guards = {
 
 const storage = new LibSQLStore({ id: "storage", url: `file:${process.env.DATA_FILE}` });
 
-const says = { echo, failing, flaky, slow, tool, approval, length, empty, big, image, blocked: echo };
+const says = {
+  ...{ echo, failing, flaky, slow, tool, approval, length, empty, big, image, blocked: echo },
+  ...{ files, blind, "flaky-files": flakyFiles },
+};
 const agents = Object.entries(says).map(([id, say]) => [
   `${id}Agent`, // the name in the code, which is not the id
   new Agent({

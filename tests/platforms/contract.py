@@ -6,7 +6,7 @@ A `Harness` plays the platform and its users. A test class names it, and what ki
         harness = PagerHarness
 
 `AdapterContract` is for all adapters, `PeerContract` for those that call something which may fail, `WebhookContract`
-and `PollContract` for those that get their events in one of these ways.
+and `PollContract` for those that get their events in one of these ways, `FileContract` for those with a `download`.
 """
 
 import asyncio
@@ -19,8 +19,8 @@ import socket
 import stat
 from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
-from contextlib import AsyncExitStack, suppress
-from dataclasses import dataclass, replace
+from contextlib import AsyncExitStack, aclosing, suppress
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
@@ -32,6 +32,7 @@ from structlog.testing import capture_logs
 from chat_bridge.errors import StorageError
 from chat_bridge.model import (
     Address,
+    Attachment,
     EventKind,
     InboundEvent,
     PendingMessage,
@@ -46,6 +47,7 @@ from chat_bridge.model import (
 from chat_bridge.platforms.contract import (
     Button,
     Moved,
+    NoFileError,
     NotAuthenticError,
     OutboundPart,
     Platform,
@@ -61,7 +63,10 @@ from chat_bridge.platforms.contract import (
 from chat_bridge.platforms.rich_text import Rendered
 
 LONGEST_ID = 1000  # bytes; the store takes no longer ones
+LARGEST_PIECE = 2**20
 LARGE_ID = str(2**53 + 1)  # the first whole number that a double can't hold
+
+FILE = bytes(range(256)) * 1200  # several pieces
 
 Place = Literal["private", "group", "thread"]
 Change = Literal["edit", "delete"]
@@ -79,6 +84,17 @@ class Fault(StrEnum):
     LOST_ANSWER = "lost_answer"  # it was done, but the answer does not arrive
 
 
+class FileFault(StrEnum):
+    """What the platform does when it is asked for a file the next time."""
+
+    GONE = "gone"  # it will never give it
+    SERVER_ERROR = "server_error"
+    CUT = "cut"  # the connection breaks in the middle
+    REDIRECTION = "redirection"  # to another host
+    WEB_PAGE = "web_page"  # something in between answers, with 200
+    SILENCE = "silence"  # in the middle
+
+
 @dataclass(frozen=True)
 class Seen:
     """A message of the bot, as its users see it."""
@@ -92,12 +108,14 @@ class Harness(ABC):
     """A platform and its users, for one test.
 
     `places` are where its users can write, `changes` what they can do to a message, `faults` what `break_next` knows,
-    `secrets` the texts that must never be seen anywhere. `platform` is an adapter that is connected.
+    `file_faults` what `break_next_file` does, `secrets` the texts that must never be seen anywhere. `platform` is an
+    adapter that is connected.
     """
 
     places: ClassVar[Sequence[Place]] = ("private",)
     changes: ClassVar[Sequence[Change]] = ()
     faults: ClassVar[Sequence[Fault]] = ()
+    file_faults: ClassVar[Sequence[FileFault]] = ()
     secrets: ClassVar[Sequence[str]] = ()
     platform: Platform
 
@@ -149,6 +167,16 @@ class Harness(ABC):
 
     def forged(self, request: WebhookRequest) -> Iterator[WebhookRequest]:
         """The request in all ways in which it does not prove that; `spoiled` makes most of them."""
+        raise NotImplementedError
+
+    # For FileContract
+
+    async def send_file(self, content: bytes) -> Attachment:
+        """A user sends a file in private; gives what the event says of it."""
+        raise NotImplementedError
+
+    async def break_next_file(self, fault: FileFault) -> None:
+        """Have the next download fail."""
         raise NotImplementedError
 
 
@@ -229,7 +257,9 @@ class AdapterContract:
 
     def pytest_generate_tests(self, metafunc: pytest.Metafunc) -> None:
         """One test for each place, fault or change that the harness knows."""
+        known: dict[str, Sequence[str]]
         known = {"place": self.harness.places, "fault": self.harness.faults, "change": self.harness.changes}
+        known["file_fault"] = self.harness.file_faults
         for name, values in known.items():
             if name in metafunc.fixturenames:
                 metafunc.parametrize(name, values)
@@ -277,6 +307,15 @@ class AdapterContract:
         await world.make().aclose()
         await world.platform.aclose()
         await world.platform.aclose()
+
+    async def test_a_file_that_nobody_sent_can_not_be_had(self, world: Harness) -> None:
+        can_fetch = type(world.platform).download is not Platform.download
+        assert can_fetch or not self.harness.file_faults
+        for ref in ("", "nonsense", "../../etc/passwd", "\x00", "http://127.0.0.1:1/", "x" * 10_000):
+            with pytest.raises(NoFileError) as caught:
+                await downloaded(world.platform, Attachment("file", "text/plain", ref))
+            assert str(caught.value)
+            assert caught.value.for_good or can_fetch
 
     # Rendering
 
@@ -479,6 +518,72 @@ class PeerContract(AdapterContract):
         everything = "\n".join([*told, *map(str, lines), caplog.text])
         assert self.harness.secrets
         assert not [secret for secret in self.harness.secrets if secret in everything]
+
+
+class FileContract(PeerContract):
+    """For an adapter whose users can send files."""
+
+    async def test_a_file_comes_as_it_was_sent(self, world: Harness) -> None:
+        attachment = await world.send_file(FILE)
+        json.dumps(asdict(attachment) | {"expires_at": None})
+        assert attachment.ref
+        assert attachment.size in (None, len(FILE))
+        for platform in (world.platform, world.platform, world.make()):  # again, and in another process
+            pieces = [piece async for piece in platform.download(attachment)]
+            assert b"".join(pieces) == FILE
+            assert max(map(len, pieces)) <= LARGEST_PIECE
+            await platform.aclose()
+
+    async def test_a_download_that_fails_says_so_and_can_be_tried_again(
+        self, world: Harness, file_fault: FileFault
+    ) -> None:
+        attachment = await world.send_file(FILE)
+        await world.break_next_file(file_fault)
+        with pytest.raises(NoFileError) as caught:
+            await downloaded(world.platform, attachment)
+        assert caught.value.for_good is (file_fault is FileFault.GONE)
+        assert str(caught.value)
+        assert await downloaded(world.platform, attachment) == FILE
+
+    async def test_a_file_of_a_platform_that_is_away_may_come_later(self, world: Harness, lonely: Platform) -> None:
+        with pytest.raises(NoFileError) as caught:
+            await downloaded(lonely, await world.send_file(FILE))
+        assert not caught.value.for_good
+
+    async def test_a_download_that_is_left_leaves_no_connection(self, world: Harness) -> None:
+        attachment = await world.send_file(FILE)
+        before = connections_to(world.port)
+        platform = world.make()
+        async with aclosing(platform.download(attachment)) as pieces:
+            assert await anext(pieces)
+        unread = platform.download(attachment)
+        await unread.aclose()
+        assert await downloaded(platform, attachment) == FILE
+        await platform.aclose()
+        assert connections_to(world.port) == before
+
+    async def test_no_secret_is_told_of_files(
+        self, world: Harness, lonely: Platform, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        caplog.set_level(logging.DEBUG)
+        attachment, told = await world.send_file(FILE), list[str]()
+        with capture_logs() as lines:
+            for fault in self.harness.file_faults:
+                await world.break_next_file(fault)
+                with pytest.raises(NoFileError) as caught:
+                    await downloaded(world.platform, attachment)
+                told.append(f"{caught.value!r} {caught.value.detail} {caught.value.__cause__!r}")
+            with pytest.raises(NoFileError) as caught:
+                await downloaded(lonely, attachment)
+            told.append(f"{caught.value!r} {caught.value.detail} {caught.value.__cause__!r}")
+        everything = "\n".join([*told, *map(str, lines), caplog.text])
+        assert not [secret for secret in self.harness.secrets if secret in everything]
+
+
+async def downloaded(platform: Platform, attachment: Attachment) -> bytes:
+    """All of a file, read as the bridge reads it."""
+    async with aclosing(platform.download(attachment)) as pieces:
+        return b"".join([piece async for piece in pieces])
 
 
 def connections_to(port: int) -> int:

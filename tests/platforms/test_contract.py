@@ -17,7 +17,7 @@ import aiohttp
 import pytest
 from aiohttp import web
 
-from chat_bridge.model import Address, ConversationId, TurnId
+from chat_bridge.model import Address, Attachment, ConversationId, TurnId
 from chat_bridge.platforms import webchat
 from chat_bridge.platforms.contract import (
     OutboundPart,
@@ -30,6 +30,7 @@ from chat_bridge.platforms.contract import (
     Sent,
     WebhookRequest,
 )
+from chat_bridge.platforms.telegram import api
 from chat_bridge.platforms.telegram.adapter import PROOF_HEADER, Telegram
 from chat_bridge.platforms.webchat import WebChat
 from tests.fake_telegram.client import Chat, Message, running_telegram
@@ -37,6 +38,8 @@ from tests.platforms.contract import (
     AdapterContract,
     Change,
     Fault,
+    FileContract,
+    FileFault,
     Harness,
     PeerContract,
     Place,
@@ -311,7 +314,16 @@ class TelegramHarness(Harness):
     places = ("private", "group", "thread")
     changes = ("edit",)
     faults = (Fault.REFUSED, Fault.GONE, Fault.WAIT, Fault.MOVED, Fault.SERVER_ERROR, Fault.LOST_ANSWER)
+    file_faults = tuple(FileFault)
     secrets = (BOT_SECRET, WEBHOOK_SECRET)
+    file_kinds: Mapping[FileFault, tuple[str, Mapping[str, Any]]] = {
+        FileFault.GONE: ("getFile", {"kind": "bad_request", "description": "invalid file_id"}),
+        FileFault.SERVER_ERROR: ("getFile", {"kind": "server_error"}),
+        FileFault.CUT: ("file", {"kind": "truncated"}),
+        FileFault.REDIRECTION: ("file", {"kind": "redirect", "to": "http://127.0.0.2:1/elsewhere"}),
+        FileFault.WEB_PAGE: ("file", {"kind": "html"}),
+        FileFault.SILENCE: ("file", {"kind": "stall"}),
+    }
     kinds: Mapping[Fault, Mapping[str, Any]] = {
         Fault.REFUSED: {"kind": "bad_request", "description": "message is too long"},
         Fault.GONE: {"kind": "forbidden", "description": "bot was blocked by the user"},
@@ -373,6 +385,16 @@ class TelegramHarness(Harness):
         self.last = await self.chats[place].say(said, topic=self._topic(place))
         return None if self.polling else await self._request("message", self.last)
 
+    async def send_file(self, content: bytes) -> Attachment:
+        self.last = await self.chats["private"].say(media="document", content=content)
+        (event,) = self.platform.events(await self._request("message", self.last))
+        (attachment,) = event.attachments
+        return attachment
+
+    async def break_next_file(self, fault: FileFault) -> None:
+        method, kind = self.file_kinds[fault]
+        await self.telegram.fault(method, **kind)
+
     async def change(self, how: Change, text: str) -> WebhookRequest:
         await self.last.edit(text)
         return await self._request("edited_message", self.last)
@@ -406,8 +428,12 @@ class PolledTelegramHarness(TelegramHarness):
     polling = True
 
 
-class TestTelegram(PeerContract, WebhookContract):
+class TestTelegram(FileContract, WebhookContract):
     harness = TelegramHarness
+
+    @pytest.fixture(autouse=True)
+    def _little_patience(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(api, "SILENCE_SECONDS", 0.5)
 
 
 class TestPolledTelegram(PollContract):

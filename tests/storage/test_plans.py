@@ -16,11 +16,13 @@ from chat_bridge.storage.postgres import _PLANNING, QUERIES
 from tests.storage.dialogue import CHAT, looking, said
 
 LONG = 100_000  # messages of one conversation
+FILES = 6_000  # of that one, most of them not to be had
 SESSION = UUID("019a0000-0000-7000-8000-000000000000")
-BIG = {"messages", "sessions", "turns", "deliveries", "users"}
+BIG = {"messages", "sessions", "turns", "deliveries", "users", "attachments", "contents"}
 
 SHORT = 20_000  # other conversations, of one message each
 MOVED = md5(b"c1").hexdigest()  # one of those
+FILE = UUID(md5(b"f").hexdigest())  # that waits, in the long conversation
 
 # Ids grow with time, as uuid v7 does.
 FILL = f"""
@@ -48,6 +50,20 @@ select md5('c' || n)::uuid, 1, 1, md5('d' || n)::uuid, 'sent'
 from generate_series(1, {SHORT}) n;
 insert into users (platform, account, platform_user_id)
 select 'webchat', 'main', 'u' || n
+from generate_series(1, {SHORT}) n;
+insert into attachments (conversation_id, key, id, seq, told, status, content_id)
+select md5('c' || n)::uuid, convert_to('c' || n, 'UTF8'), md5('a' || n)::uuid, 1, '{{}}', 'stored', md5('b' || n)::uuid
+from generate_series(1, {SHORT}) n;
+insert into attachments (conversation_id, key, id, seq, told, status)
+select '{CHAT.id}', convert_to('f' || n, 'UTF8'), md5('f' || n)::uuid, n, '{{}}', 'failed'
+from generate_series(1, {FILES}) n;
+insert into attachments (conversation_id, key, id, seq, told, next_attempt_at)
+values ('{CHAT.id}', 'waiting', md5('f')::uuid, 1, '{{}}', now());
+insert into attachments (conversation_id, key, told, next_attempt_at)
+select md5('c' || n)::uuid, convert_to('u' || n, 'UTF8'), '{{}}', 'infinity'
+from generate_series(1, {SHORT}) n;
+insert into contents (id, sha256, size, mime_type, status, unused_since)
+select md5('b' || n)::uuid, sha256(n::text::bytea), 1, 'text/plain', 'stored', null
 from generate_series(1, {SHORT}) n;
 """
 
@@ -165,6 +181,7 @@ STATEMENTS: dict[str, list[object]] = {
     "moved_to": [CHAT.id],
     "read_albums": [[CHAT.id, CHAT.id], [LONG, 1]],
     "rotate": [CHAT.id, SESSION, LONG - 1, new_session_id()],
+    "rotate_ended": [[CHAT.id], [new_session_id()], datetime.now(UTC), [CHAT.id], ["a key"]],
     "say": [CHAT.id, SESSION, new_message_id(), "text", None, 1],
     "renew": [[CHAT.id], [UUID(int=7)], timedelta(seconds=30)],
     "supersede": [CHAT.id, None, "reason"],
@@ -197,6 +214,24 @@ STATEMENTS: dict[str, list[object]] = {
     "add_to_album": [CHAT.id, LONG, "part", "[]", "text", True],
     "late_for_album": [CHAT.id, LONG, "part"],
     "overheard": [CHAT.id, SESSION, LONG, 50],
+    "take_attachments": [8, ["webchat"], ["main"], timedelta(seconds=30)],
+    "take_attachments_in": [8, CHAT.id, timedelta(seconds=30)],
+    "abandon_attachments": [100],
+    "renew_attachment": [CHAT.id, FILE, 1, timedelta(seconds=30)],
+    "attachment_failed": [CHAT.id, FILE, 1, "error", 1.0],
+    "attachment_stored": [CHAT.id, FILE, FILE],
+    "find_content": [b"x" * 32],
+    "begin_content": [FILE, b"x" * 32, 1, "text/plain", None, None, False],
+    "add_upload": [CHAT.id, UUID(int=8), b"key", "{}"],
+    "drop_upload": [CHAT.id, FILE],
+    "forget_old_uploads": [CHAT.id, 1000, 20, 10_000],
+    "forget_upload": [CHAT.id, FILE],
+    "attachments_of": [CHAT.id, [b"waiting"]],
+    "find_attachment": [FILE],
+    "move_attachments": [UUID(MOVED), UUID(int=8)],
+    "expire_uploads": [100],
+    "doom_contents": [100],
+    "content_deleted": [[UUID(int=8)]],
     "take_leases": [["poll"], "owner", timedelta(seconds=30)],
     "release_lease": ["poll", "owner"],
     "turns_of_message": [CHAT.id, LONG],

@@ -1,10 +1,12 @@
 """A bot made with aiogram, by polling or (third argument `webhook`) by webhook. It answers
 
-hello: with a button, edits that when it is pressed, and answers the press · a document: with its content ·
+hello: with a button, edits that when it is pressed, and answers the press · a document: with its content · any
+other file: with its size and the SHA-256 of its bytes, or with what came of fetching it ·
 `send CHAT`: with what came of sending there · stop: not at all, but ends and prints what it is called.
 """
 
 import asyncio
+import hashlib
 import json
 import sys
 from typing import Any
@@ -12,7 +14,7 @@ from typing import Any
 from aiogram import Bot, Dispatcher, F
 from aiogram.client.session.aiohttp import AiohttpSession
 from aiogram.client.telegram import TelegramAPIServer
-from aiogram.exceptions import TelegramAPIError, TelegramMigrateToChat, TelegramRetryAfter
+from aiogram.exceptions import TelegramAPIError, TelegramBadRequest, TelegramMigrateToChat, TelegramRetryAfter
 from aiogram.types import (
     BufferedInputFile,
     CallbackQuery,
@@ -23,7 +25,7 @@ from aiogram.types import (
     ReplyParameters,
 )
 from aiogram.webhook.aiohttp_server import SimpleRequestHandler
-from aiohttp import web
+from aiohttp import ClientPayloadError, ClientResponseError, web
 
 dispatcher = Dispatcher()
 stopped = asyncio.Event()
@@ -52,6 +54,22 @@ async def pressed(query: CallbackQuery) -> None:
 async def echo_file(message: Message) -> None:
     content = (await message.bot.download(message.document)).read()
     await message.answer_document(BufferedInputFile(content, message.document.file_name), caption=content.decode())
+
+
+@dispatcher.message(F.photo | F.voice | F.audio | F.video | F.video_note | F.animation | F.sticker)
+async def digest_file(message: Message) -> None:
+    photo = message.photo[-1] if message.photo else None
+    media = photo or message.voice or message.audio or message.video or message.video_note or message.sticker
+    try:
+        content = (await message.bot.download(media)).read()
+        result = f"{len(content)} {hashlib.sha256(content).hexdigest()}"
+    except TelegramBadRequest as error:
+        result = error.message
+    except ClientResponseError as error:
+        result = f"HTTP {error.status}"
+    except ClientPayloadError:
+        result = "cut off"
+    await message.answer(result)
 
 
 @dispatcher.message(F.text.startswith("send "))

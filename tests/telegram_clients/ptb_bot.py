@@ -1,12 +1,13 @@
 """The same bot as in aiogram_bot.py, made with python-telegram-bot."""
 
 import asyncio
+import hashlib
 import json
 import sys
 from typing import Any
 
 from telegram import InlineKeyboardButton, InlineKeyboardMarkup, ReplyParameters, Update
-from telegram.error import BadRequest, ChatMigrated, Forbidden, RetryAfter, TelegramError
+from telegram.error import BadRequest, ChatMigrated, Forbidden, InvalidToken, NetworkError, RetryAfter, TelegramError
 from telegram.ext import Application, CallbackQueryHandler, ContextTypes, MessageHandler, filters
 
 NAMES = {Forbidden: "TelegramForbiddenError", BadRequest: "TelegramBadRequest"}
@@ -38,6 +39,21 @@ async def echo_file(update: Update, context: ContextTypes.DEFAULT_TYPE) -> None:
     await update.message.reply_document(content, filename=name, caption=content.decode())
 
 
+async def digest_file(update: Update, context: ContextTypes.DEFAULT_TYPE) -> None:
+    media = update.message.effective_attachment
+    try:
+        file = await (media[-1] if isinstance(media, tuple) else media).get_file()
+        content = bytes(await file.download_as_bytearray())
+        result = f"{len(content)} {hashlib.sha256(content).hexdigest()}"
+    except BadRequest as error:
+        result = f"Bad Request: {error.message[:1].lower()}{error.message[1:]}"
+    except InvalidToken:
+        result = "HTTP 404"  # which it takes every 404 for
+    except NetworkError as error:
+        result = "cut off" if "RemoteProtocolError" in str(error) else str(error)
+    await update.message.reply_text(result)
+
+
 async def send_elsewhere(update: Update, context: ContextTypes.DEFAULT_TYPE) -> None:
     try:
         await context.bot.send_message(int(update.message.text.split()[1]), "elsewhere")
@@ -61,6 +77,7 @@ async def main(base_url: str, token: str) -> dict[str, Any]:
     app = builder.base_url(f"{base_url}/bot").base_file_url(f"{base_url}/file/bot").build()
     app.add_handler(MessageHandler(filters.Text(["hello"]), greet))
     app.add_handler(MessageHandler(filters.Document.ALL, echo_file))
+    app.add_handler(MessageHandler(filters.ATTACHMENT, digest_file))
     app.add_handler(MessageHandler(filters.Regex("^send "), send_elsewhere))
     app.add_handler(MessageHandler(filters.Text(["stop"]), stop))
     app.add_handler(CallbackQueryHandler(pressed))

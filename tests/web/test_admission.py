@@ -14,7 +14,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from chat_bridge.errors import OverloadedError, StorageError
 from chat_bridge.web.admission import ALWAYS, MOST_REQUESTS, Admission, BodyLimit
-from chat_bridge.web.problems import handle_problems
+from chat_bridge.web.problems import Problem, handle_problems
 from tests.bridge import BridgeProcess
 from tests.needs import unavailable
 
@@ -139,7 +139,7 @@ def reading() -> tuple[FastAPI, asyncio.Event]:
 
 async def test_bodies_together_have_a_bound_and_give_their_room_back() -> None:
     inner, gate = reading()
-    app = BodyLimit(inner, max_bytes=60, held_bytes=100)
+    app = BodyLimit(inner, max_bytes=60, upload_bytes=600, held_bytes=100)
     held = asyncio.create_task(ask(app, body=[b"x" * 30, b"x" * 30]))
     while not getattr(inner.state, "inside", 0):
         await asyncio.sleep(0)
@@ -153,7 +153,7 @@ async def test_bodies_together_have_a_bound_and_give_their_room_back() -> None:
 async def test_one_body_has_its_own_limit_also_without_a_length() -> None:
     inner, gate = reading()
     gate.set()
-    app = BodyLimit(inner, max_bytes=60, held_bytes=10)
+    app = BodyLimit(inner, max_bytes=60, upload_bytes=600, held_bytes=10)
     assert (await ask(app, body=[b"x" * 60])).body == b"60", "the largest one allowed always has room"
     assert (await ask(app, body=[b"x" * 60, b"x"])).status == 413
 
@@ -168,7 +168,7 @@ async def test_a_body_that_does_not_come_is_not_waited_for() -> None:
 
     answer = Answer()
     scope: dict[str, Any] = {"type": "http", "method": "POST", "path": "/", "headers": [], "query_string": b""}
-    await BodyLimit(inner, max_bytes=60, seconds=0.05)(scope, receive, answer.send)
+    await BodyLimit(inner, max_bytes=60, upload_bytes=600, seconds=0.05)(scope, receive, answer.send)
     assert answer.status == 408
 
 
@@ -179,14 +179,70 @@ async def test_a_sender_may_listen_for_long_after_its_body() -> None:
         heard.extend([(await receive())["type"] for _ in range(2)])
 
     messages = iter([(0, "http.request"), (0.1, "http.disconnect")])
+    scope: dict[str, Any] = {"type": "http", "path": "/", "headers": []}
 
     async def receive() -> Message:
         wait, kind = next(messages)
         await asyncio.sleep(wait)
         return {"type": kind}
 
-    await BodyLimit(listening, max_bytes=60, seconds=0.05)({"type": "http", "headers": []}, receive, Answer().send)
+    await BodyLimit(listening, max_bytes=60, upload_bytes=600, seconds=0.05)(scope, receive, Answer().send)
     assert heard == ["http.request", "http.disconnect"]
+
+
+UPLOADS = "/api/v1/chat/here/uploads"
+
+
+async def slowly(pieces: int, wait: float, path: str) -> int:
+    """The status of a request whose body comes in so many pieces, with a wait before each."""
+    sent = 0
+
+    async def taking(_scope: Scope, receive: Receive, send: Send) -> None:
+        while (await receive())["more_body"]:
+            pass
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body"})
+
+    async def receive() -> Message:
+        nonlocal sent
+        await asyncio.sleep(wait)
+        sent += 1
+        return {"type": "http.request", "body": b"x" * 1000, "more_body": sent < pieces}
+
+    app = FastAPI()
+    handle_problems(app)
+    app.mount("/", taking)
+    answer = Answer()
+    scope: dict[str, Any] = {
+        "type": "http", "method": "POST", "path": path, "root_path": "", "headers": [], "query_string": b""
+    }  # fmt: skip
+    await BodyLimit(app, max_bytes=10_000, upload_bytes=100_000, seconds=0.2)(scope, receive, answer.send)
+    return answer.status
+
+
+async def test_an_upload_has_more_time_the_more_it_has_brought() -> None:
+    assert await slowly(8, 0.04, UPLOADS) == 200  # 25 KB a second, and longer than 0.2 s in all
+    assert await slowly(8, 0.04, "/else") == 408
+    assert await slowly(2, 0.3, UPLOADS) == 408, "silence"
+    assert await slowly(40, 0.15, UPLOADS) == 408, "7 KB a second"
+
+
+async def test_an_upload_has_its_own_limit_and_is_not_held() -> None:
+    slow = Slow()
+    app = BodyLimit(slow, max_bytes=60, upload_bytes=600, held_bytes=60)
+    with pytest.raises(Problem, match="at most 600 bytes"):
+        await ask(app, UPLOADS, [b"x" * 600, b"x"])
+    async with slow.busy_with(
+        ask(app, UPLOADS, [b"x" * 600]), ask(app, UPLOADS, [b"x" * 600]), ask(app, "/", [b"x" * 60])
+    ):
+        pass
+
+
+async def test_files_take_no_room_of_requests() -> None:
+    slow = Slow()
+    app = Admission(slow, most_requests=1)
+    async with slow.busy_with(ask(app), ask(app, UPLOADS), ask(app, "/api/v1/attachments/1")):
+        assert (await ask(app)).refused
 
 
 # The whole bridge

@@ -450,7 +450,7 @@ async def test_a_new_conversation_is_one_click_away(page: Page) -> None:
 
 async def test_everything_works_by_keyboard(page: Page) -> None:
     await expect(box(page)).to_be_focused()
-    for name in ("Messages", "New conversation"):
+    for name in ("Attach files", "Messages", "New conversation"):
         await page.keyboard.press("Shift+Tab")
         assert await page.evaluate("document.activeElement.ariaLabel") == name
         assert await page.evaluate("getComputedStyle(document.activeElement).outlineStyle") == "solid"

@@ -4,7 +4,7 @@ An agent gets the new messages of one turn and yields events; the bridge does th
 and the wording of failures. Closing the iterator cancels the call.
 """
 
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -44,6 +44,9 @@ class Approval:
     args: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
 
+def _nothing() -> None: ...
+
+
 @dataclass(frozen=True, slots=True)
 class AgentRequest:
     """One turn for an agent.
@@ -51,7 +54,8 @@ class AgentRequest:
     `session` keys the agent's memory (a new session starts with none). `resource` owns it: the user, or the chat in
     groups. `pending_approval` is what the session's last turn left waiting. `decision` answers it: the call may be made
     or not, and the agent goes on from there, without `messages`; with new messages instead it counts as refused.
-    `context` holds facts (platform, user's name, locale) that tools of the agent may read.
+    `context` holds facts (platform, user's name, locale) that tools of the agent may read. An agent that needs the
+    files no more may call `files_sent`: it takes them out of the messages, so that other turns have room for theirs.
     """
 
     session: str
@@ -60,6 +64,7 @@ class AgentRequest:
     context: Mapping[str, str] = field(default_factory=dict[str, str])
     pending_approval: Approval | None = None
     decision: bool | None = None
+    files_sent: Callable[[], None] = _nothing
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,6 +7,7 @@ succeeded is told by the chunks of the stream.
 import asyncio
 import base64
 import codecs
+import io
 import json
 import re
 from collections.abc import AsyncGenerator, Iterator, Mapping
@@ -83,21 +84,24 @@ class MastraAgent:
         waiting = request.pending_approval
         if waiting is not None and request.decision is not None:
             action = "approve-tool-call" if request.decision else "decline-tool-call"
-            async with aclosing(self._run(action, _decision(waiting, request.context), deadline)) as events:
+            async with aclosing(self._run(action, _json(_decision(waiting, request.context)), deadline)) as events:
                 async for event in events:
                     yield event
             return
         if waiting is not None:
             await self._decline(waiting, request.context, deadline)
-        body = _body(request)
+        data = _json(_body(request))
         for pause in (*RETRY_SECONDS, None):
             started: Started | None = None
             try:
-                async with aclosing(self._run("stream", body, deadline)) as events:
+                async with aclosing(self._run("stream", data, deadline)) as events:
                     async for event in events:
                         if isinstance(event, Started):
                             started = event
                             continue
+                        if data:  # no retry can follow
+                            data = b""
+                            request.files_sent()
                         if started is not None:
                             yield started
                             started = None
@@ -152,16 +156,18 @@ class MastraAgent:
         call may have been decided elsewhere, and then the coming run works well.
         """
         try:
-            async with aclosing(self._run("decline-tool-call", _decision(approval, context), deadline)) as events:
+            data = _json(_decision(approval, context))
+            async with aclosing(self._run("decline-tool-call", data, deadline)) as events:
                 async for _ in events:
                     pass
         except AgentError as error:
             log.warning("agent.decline_failed", agent=self.name, run_id=approval.run_id, reason=str(error))
 
-    async def _run(self, action: str, body: Mapping[str, Any], deadline: float) -> AsyncGenerator[AgentEvent]:
+    async def _run(self, action: str, data: bytes, deadline: float) -> AsyncGenerator[AgentEvent]:
         reply = _Reply()
         lines = _Lines()
-        response = await self._post(action, body, deadline)
+        response = await self._post(action, data, deadline)
+        del data  # with files it can be large, and the answer takes its time
         try:
             # To the very end, past the chunk that decides: so Mastra has stored all, and the connection is free again.
             while piece := await self._read(response, reply.decided, deadline):
@@ -172,11 +178,13 @@ class MastraAgent:
             response.close()
         yield reply.finished()
 
-    async def _post(self, action: str, body: Mapping[str, Any], deadline: float) -> aiohttp.ClientResponse:
+    async def _post(self, action: str, data: bytes, deadline: float) -> aiohttp.ClientResponse:
+        headers = {"Content-Type": "application/json", **tracing.headers()}
         try:
             async with asyncio.timeout_at(min(deadline, _now() + self._headers_seconds)):
+                # A file, for bytes would be written in one go.
                 response = await self._client().post(
-                    f"{self._agent_url}/{action}", json=body, headers=tracing.headers(), allow_redirects=False
+                    f"{self._agent_url}/{action}", data=io.BytesIO(data), headers=headers, allow_redirects=False
                 )
         except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
             reason = f"no connection to Mastra ({type(error).__name__})"
@@ -337,6 +345,10 @@ def _body(request: AgentRequest) -> dict[str, Any]:
         "memory": {"thread": request.session, "resource": request.resource},
         "requestContext": dict(request.context),
     }
+
+
+def _json(body: Mapping[str, Any]) -> bytes:
+    return json.dumps(body).encode()
 
 
 def _decision(approval: Approval, context: Mapping[str, str]) -> dict[str, Any]:

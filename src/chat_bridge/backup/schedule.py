@@ -9,7 +9,7 @@ from uuid_utils.compat import uuid7
 
 from chat_bridge.backup.manifest import BackupError, made_at
 from chat_bridge.backup.vault import Vault, open_vault
-from chat_bridge.errors import ChatBridgeError, StorageError
+from chat_bridge.errors import ChatBridgeError, PlaceError, StorageError
 from chat_bridge.settings import Settings
 from chat_bridge.storage import leases
 from chat_bridge.storage.store import Store
@@ -83,7 +83,7 @@ class Schedule:
         try:
             if gone := await self._vault.prune(keep=self._keep):
                 log.info("backup.pruned", backups=gone)
-        except BackupError as error:
+        except (BackupError, PlaceError) as error:
             log.error("backup.prune_failed", reason=str(error), effect="it is tried again after the next backup")
 
     async def _hold(self, making: asyncio.Task[object]) -> None:

@@ -7,24 +7,11 @@ program to open a backup, `age --decrypt --identity FILE` does.
 import hashlib
 from dataclasses import dataclass
 from importlib import import_module
-from typing import Any, Protocol
+from typing import Any
 
 from chat_bridge.backup.manifest import BackupError
 from chat_bridge.settings import how_to_install
-
-BLOCK = 1024 * 1024
-
-
-class Reader(Protocol):
-    """What bytes come from."""
-
-    def read(self, size: int = -1, /) -> bytes: ...
-
-
-class Writer(Protocol):
-    """What bytes go to."""
-
-    def write(self, data: bytes, /) -> int: ...
+from chat_bridge.storage.places import BLOCK, Reader, Writer
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,10 +11,9 @@ from importlib.metadata import version
 from typing import Any
 
 from chat_bridge.backup.manifest import FILE, BackupError, Dump, Manifest, from_json, made_at, new_id
-from chat_bridge.backup.places import Place, open_place
 from chat_bridge.backup.programs import Program, Running, find_pg_dump, run
 from chat_bridge.backup.relay import for_programs
-from chat_bridge.backup.seal import BLOCK, Key, Summed, read_key, seal
+from chat_bridge.backup.seal import Key, Summed, read_key, seal
 from chat_bridge.backup.tables import (
     LEASES,
     NAME,
@@ -25,9 +24,10 @@ from chat_bridge.backup.tables import (
     server_version,
     sum_up,
 )
-from chat_bridge.errors import SettingsError
+from chat_bridge.errors import PlaceError, SettingsError
 from chat_bridge.settings import Settings, environment
 from chat_bridge.storage.migrate import compare
+from chat_bridge.storage.places import BLOCK, Place, open_place
 from chat_bridge.storage.postgres import Connection
 
 _REVISION = "select version_num from {table}"
@@ -134,7 +134,7 @@ class Vault:
             files.append(f"{backup}/{FILE}")
             await _written(asyncio.to_thread(self._write, files[1], manifest.to_json()))
         except BaseException:
-            with suppress(BackupError):
+            with suppress(BackupError, PlaceError):
                 await asyncio.to_thread(self.place.delete, files[::-1])
             raise
         return manifest

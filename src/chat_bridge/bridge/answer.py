@@ -3,15 +3,17 @@
 import asyncio
 import logging
 import time
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Container, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager, suppress
 from dataclasses import dataclass, field
+from fnmatch import fnmatch
 from typing import Any
 
 from chat_bridge import tracing
 from chat_bridge.agents.contract import (
     Agent,
     AgentError,
+    AgentFile,
     AgentMessage,
     AgentRequest,
     Approval,
@@ -22,12 +24,16 @@ from chat_bridge.agents.contract import (
 from chat_bridge.bridge import decide
 from chat_bridge.bridge.claim import Running
 from chat_bridge.bridge.deliver import Deliverer, rendered
+from chat_bridge.bridge.fetch import Fetcher
+from chat_bridge.bridge.keep import readable
 from chat_bridge.bridge.resolve import DECISIONS
-from chat_bridge.errors import StorageError
-from chat_bridge.model import PendingMessage, Turn, TurnOutcome, new_message_id
+from chat_bridge.errors import PlaceError, StorageError
+from chat_bridge.model import Attachment, PendingMessage, Seq, Turn, TurnOutcome, new_message_id
 from chat_bridge.platforms.contract import Platform
 from chat_bridge.settings import Settings
 from chat_bridge.storage import messages, sessions, turns
+from chat_bridge.storage.attachments import Content, StoredAttachment, key
+from chat_bridge.storage.blobs import Blobs
 from chat_bridge.storage.outbox import Delivery
 from chat_bridge.storage.redis import Hot
 from chat_bridge.storage.store import Store
@@ -45,6 +51,9 @@ from chat_bridge.texts import Texts
 COMPLETE_RETRY_SECONDS = 0.5
 LONGEST_ANSWER = 1_000_000  # characters; an agent that writes more is stopped
 SHOWN_PER_SECOND = 200_000  # characters
+READING_SECONDS = 10.0  # for all files that the agent gets
+ROOM_SECONDS = 30.0  # how long a turn waits for the room they need
+FILES_BYTES = 32 * 1024**2  # of all turns that have not sent theirs yet; an agent may need as much again, and more
 SHOWING_SECONDS = 8.0  # what showing may still take when the answer is complete
 
 
@@ -64,6 +73,50 @@ class Draft:
     changed: asyncio.Event = field(default_factory=asyncio.Event)
 
 
+class _Room:
+    """Bytes that all turns together may hold."""
+
+    def __init__(self, size: int) -> None:
+        self._left = size
+        self._queue = asyncio.Lock()  # in order, or who needs much would never come in
+        self._more = asyncio.Event()
+
+    async def take(self, size: int) -> None:
+        async with self._queue:
+            while size > self._left:
+                self._more.clear()
+                await self._more.wait()
+            self._left -= size
+
+    def give_back(self, size: int) -> None:
+        self._left += size
+        self._more.set()
+
+
+class _Files:
+    """The bytes of the files that the agent gets in a turn, until they are dropped."""
+
+    def __init__(self, room: _Room) -> None:
+        self._room = room
+        self._size = 0
+        self._of_messages: list[list[AgentFile]] = []
+
+    async def take_room(self, size: int) -> None:
+        if size:  # who needs none does not queue for it
+            await self._room.take(size)
+        self._size = size
+
+    def of_message(self, files: list[AgentFile]) -> Sequence[AgentFile]:
+        self._of_messages.append(files)
+        return files
+
+    def drop(self) -> None:
+        for files in self._of_messages:
+            files.clear()
+        self._room.give_back(self._size)
+        self._size = 0
+
+
 class Answerer:
     """Turns a claimed turn into a stored and delivered reply."""
 
@@ -75,6 +128,8 @@ class Answerer:
         platforms: Mapping[str, Platform],
         agent: Agent,
         deliverer: Deliverer,
+        fetcher: Fetcher,
+        blobs: Blobs,
         texts: Texts,
     ) -> None:
         self._settings = settings
@@ -83,7 +138,10 @@ class Answerer:
         self._platforms = platforms
         self._agent = agent
         self._deliverer = deliverer
+        self._fetcher = fetcher
+        self._blobs = blobs
         self._texts = texts
+        self._files = _Room(max(FILES_BYTES, settings.agent_file_max_bytes))
 
     async def answer(self, running: Running) -> None:
         """Answer a turn to its end. Whatever the agent does, the turn gets a final state and the user a text."""
@@ -162,9 +220,9 @@ class Answerer:
         )
 
     async def _ask(self, running: Running, draft: Draft, platform: Platform) -> None:
-        turn = running.turn
+        turn, held = running.turn, _Files(self._files)
         try:
-            request = await self._request(turn)
+            request = await self._request(turn, held)
             if not request.messages and request.decision is None:
                 draft.outcome = TurnOutcome.CANCELLED  # all was deleted by who wrote it
                 return
@@ -183,6 +241,8 @@ class Answerer:
         except Exception as error:  # noqa: BLE001 - whatever an agent does, its turn ends
             log.exception("agent.crashed", agent=self._agent.name, **_ids(turn))
             draft.outcome, draft.error = TurnOutcome.ERROR, type(error).__name__
+        finally:
+            held.drop()
 
     async def _read(self, request: AgentRequest, turn: Turn, draft: Draft) -> None:
         with tracing.span(f"agent {self._agent.name}", "client"), AGENT_SECONDS.labels(self._agent.name).time():
@@ -211,31 +271,73 @@ class Answerer:
         if draft.outcome is None:
             raise AgentError(TurnOutcome.ERROR, "the agent ended without saying that it had finished")
 
-    async def _request(self, turn: Turn) -> AgentRequest:
+    async def _request(self, turn: Turn, held: _Files) -> AgentRequest:
         last = turn.messages[-1]
         owner = turn.address.conversation if turn.group else turn.user_id or last.sender_id
         taken = [] if last.is_command else list(turn.messages)
+        asked = {message.seq for message in taken}
         if turn.group and taken:
             # What was said around the question, in the order in which it was said.
             taken += await messages.overheard(self._store.database, turn.conversation_id, turn.session_id, last.seq)
             taken.sort(key=lambda message: message.seq)
+        taken = [message for message in taken if not message.deleted]
+        files = await self._fetcher.ready(turn.conversation_id, turn.address.platform, taken)
+        # While there is room: of the question before what was said around it, of the newest before the others.
+        first = sorted(taken, key=lambda message: (message.seq not in asked, -message.seq))
+        given = await self._given(first, files, held)
+        of_messages: dict[Seq, list[AgentFile]] = {message.seq: [] for message in taken}
+        for seq, file in given.values():
+            of_messages[seq].append(file)
         return AgentRequest(
             session=str(turn.session_id),
             resource=turn.metadata.get("resource") or f"{turn.address.platform}:{turn.address.account}:{owner}",
             messages=[
                 AgentMessage(
                     str(message.id),
-                    _for_agent(message),
+                    _for_agent(message, files, given),
                     (message.sender_name or message.sender_id) if turn.group else None,
+                    held.of_message(of_messages[message.seq]),
                 )
                 for message in taken
-                if not message.deleted
             ],
             context={"channel": turn.address.platform}
             | ({"user_name": last.sender_name} if last.sender_name and not turn.group else {}),
             pending_approval=decide.waiting(turn),
             decision=last.text == "/approve" if last.is_command else None,
+            files_sent=held.drop,
         )
+
+    async def _given(
+        self, wanted: Sequence[PendingMessage], files: Mapping[bytes, StoredAttachment], held: _Files
+    ) -> Mapping[bytes, tuple[Seq, AgentFile]]:
+        """The files that the agent gets as bytes, each with the first message that has it: those of types and sizes
+        that it takes, while there is room, and that come in time."""
+        chosen: dict[bytes, tuple[Seq, Attachment, Content]] = {}
+        room = self._settings.agent_file_max_bytes
+        for message in wanted:
+            for attachment in message.attachments:
+                file = files.get(key(attachment))
+                if file is None or file.content is None or file.status != "stored" or file.content.size > room:
+                    continue
+                takes = any(fnmatch(file.content.mime_type, taken) for taken in self._settings.agent_file_types)
+                if takes and key(attachment) not in chosen:
+                    room -= file.content.size
+                    chosen[key(attachment)] = message.seq, attachment, file.content
+        given: dict[bytes, tuple[Seq, AgentFile]] = {}
+        try:
+            async with asyncio.timeout(ROOM_SECONDS):
+                await held.take_room(self._settings.agent_file_max_bytes - room)
+        except TimeoutError:
+            log.warning("attachment.no_room", reason=f"other turns held their files for {ROOM_SECONDS:g} s")
+            return given
+        try:
+            async with asyncio.timeout(READING_SECONDS):
+                for name, (seq, attachment, content) in chosen.items():
+                    data = await self._blobs.read(content.name)
+                    given[name] = seq, AgentFile(content.mime_type, data, attachment.name)
+        except (PlaceError, TimeoutError) as error:
+            log.error("attachment.not_read", reason=str(error) or f"it did not come within {READING_SECONDS:g} s")
+        return given
 
     async def _obey(self, turn: Turn, draft: Draft) -> bool:
         """Do what a command asks for; False: it is the agent's to answer."""
@@ -371,7 +473,11 @@ class Answerer:
         await platform.show_end(turn, TurnOutcome.SUPERSEDED, None, None)
 
 
-def _for_agent(message: PendingMessage) -> str:
+def _for_agent(
+    message: PendingMessage,
+    files: Mapping[bytes, StoredAttachment],
+    given: Container[bytes],
+) -> str:
     """A message in words: what it replies to, its text, and what is attached."""
     quoted: Mapping[str, Any] = message.metadata.get("reply_to") or {}
     lines: list[str] = []
@@ -381,8 +487,18 @@ def _for_agent(message: PendingMessage) -> str:
         lines.append(f"[forwarded from {_one_line(origin)}]")
     if message.text:
         lines.append(message.text)
-    lines += [f"[{file.kind}{f': {_one_line(file.name)}' if file.name else ''}]" for file in message.attachments]
+    lines += [_file_in_words(file, files.get(key(file)), given=key(file) in given) for file in message.attachments]
     return "\n".join(lines) or str(message.metadata.get("raw_text", ""))
+
+
+def _file_in_words(attachment: Attachment, file: StoredAttachment | None, *, given: bool) -> str:
+    """`[image: x.png]`, and of one that the agent does not get, what there is to know of it."""
+    words = f"{attachment.kind}: {_one_line(attachment.name)}" if attachment.name else attachment.kind
+    if given or file is None:
+        return f"[{words}]"
+    if file.status == "stored" and file.content is not None:
+        return f"[{words}, {file.content.mime_type}, {readable(file.content.size)}]"
+    return f"[{words}, not available: {_one_line(file.error or 'it is still being fetched')}]"
 
 
 def _one_line(text: object) -> str:

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from chat_bridge import tracing
 from chat_bridge.bridge.claim import Workers
+from chat_bridge.bridge.fetch import Fetcher
 from chat_bridge.bridge.resolve import Access, resolve
 from chat_bridge.model import Address, BusyPolicy, ConversationId, EventKind, InboundEvent, Receipt, ReceiveStatus, Seq
 from chat_bridge.platforms.contract import Platform
@@ -29,6 +30,7 @@ class Receiver:
         hot: Hot,
         platforms: Mapping[str, Platform],
         workers: Workers,
+        fetcher: Fetcher,
         access: Mapping[str, Access],
     ) -> None:
         self._settings = settings
@@ -36,6 +38,7 @@ class Receiver:
         self._hot = hot
         self._platforms = platforms
         self._workers = workers
+        self._fetcher = fetcher
         self._access = access
 
     async def receive_all(self, events: Sequence[InboundEvent]) -> None:
@@ -108,6 +111,8 @@ class Receiver:
 
     async def _after(self, arrival: Arrival, receipt: Receipt) -> None:
         conversation, address = receipt.conversation_id, arrival.event.address
+        if arrival.event.attachments:
+            self._fetcher.wake(conversation, address.platform)
         if receipt.status is ReceiveStatus.ACCEPTED:
             command = arrival.event.text if arrival.content_type == "command" else None
             if command == "/stop":
@@ -125,6 +130,8 @@ class Receiver:
         if edited is None:
             return None
         conversation = event.address.id
+        if event.attachments and edited.changed:
+            self._fetcher.wake(conversation, event.address.platform)
         # What changes all the time, as a shared position does, must not hold up its answer.
         if edited.changed and edited.waiting and not event.metadata.get("live"):
             await self._workers.stop(conversation, Seq(edited.seq + 1), "superseded", holding=edited.seq)

@@ -6,12 +6,22 @@ storage: what it is given is stored already, and what it gives is stored before 
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from chat_bridge.errors import ChatBridgeError
-from chat_bridge.model import Address, BusyPolicy, ConversationId, InboundEvent, MessageId, Seq, Turn, TurnOutcome
+from chat_bridge.model import (
+    Address,
+    Attachment,
+    BusyPolicy,
+    ConversationId,
+    InboundEvent,
+    MessageId,
+    Seq,
+    Turn,
+    TurnOutcome,
+)
 from chat_bridge.platforms.rich_text import Rendered, plain_parts
 
 
@@ -64,6 +74,18 @@ class MisconfiguredError(ChatBridgeError):
 
 class UnreachableError(ChatBridgeError):
     """The platform does not answer at the moment."""
+
+
+class NoFileError(ChatBridgeError):
+    """A file can't be had from the platform: `for_good`, or perhaps later, after `retry_after` seconds if the platform
+    wants us to wait. The message says why, for the people who talk; `detail`, for the log, is the operator's business.
+    """
+
+    def __init__(self, reason: str, *, for_good: bool, retry_after: float | None = None, detail: str = "") -> None:
+        super().__init__(reason)
+        self.for_good = for_good
+        self.retry_after = retry_after
+        self.detail = detail
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,6 +223,12 @@ class Platform(ABC):
         """An answer, in Markdown, as the parts that will be sent, in order; the same text always gives the same
         parts, and a text that is not blank at least one."""
         return plain_parts(text, self.capabilities.max_text, self.capabilities.text_unit)
+
+    async def download(self, attachment: Attachment) -> AsyncGenerator[bytes]:
+        """The bytes of a file that a message has, piece by piece. The bridge limits size and time, and closes the
+        generator. Raises NoFileError."""
+        raise NoFileError("files of this platform can't be fetched", for_good=True)
+        yield b""  # which makes it a generator
 
     @abstractmethod
     async def send(self, part: OutboundPart) -> SendResult:

@@ -1,11 +1,11 @@
 """Web chat as a platform. Its clients read replies from PostgreSQL through our own API, so that "sending" one means
 telling the open event streams to look."""
 
-from collections.abc import Mapping
+from collections.abc import AsyncGenerator, Mapping
 from typing import Any, Protocol
 
-from chat_bridge.model import Address, ConversationId, Turn, TurnId, TurnOutcome
-from chat_bridge.platforms.contract import Capabilities, OutboundPart, Platform, Sent, Shown
+from chat_bridge.model import Address, Attachment, ConversationId, Turn, TurnId, TurnOutcome
+from chat_bridge.platforms.contract import Capabilities, NoFileError, OutboundPart, Platform, Sent, Shown
 
 NAME = "webchat"
 ACCOUNT = "default"
@@ -34,6 +34,11 @@ class WebChat(Platform):
     def __init__(self, sink: EventSink) -> None:
         self._sink = sink
         self._shown: dict[TurnId, int] = {}
+
+    async def download(self, attachment: Attachment) -> AsyncGenerator[bytes]:
+        """Files are uploaded before their message, so there is nothing to fetch."""
+        raise NoFileError("the upload has expired", for_good=True)
+        yield b""  # makes it a generator
 
     async def send(self, part: OutboundPart) -> Sent:
         """The reply is stored: tell the pages to read it."""

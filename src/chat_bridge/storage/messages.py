@@ -3,7 +3,7 @@
 import json
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from datetime import datetime
 from hashlib import sha256
 from typing import Any, Literal
@@ -30,6 +30,7 @@ from chat_bridge.storage.text import from_jsonb, storable, storable_or_none, to_
 
 # An entry of an index may have 2704 bytes; no platform comes near.
 _LONGEST_ID = 1000
+_ATTACHMENT_FIELDS = {each.name for each in fields(Attachment)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -262,23 +263,28 @@ def _album_key(album: str) -> str:
 
 
 def _files(attachments: Sequence[Attachment]) -> list[dict[str, Any]]:
-    """As JSON, without what is not known."""
-    return [
-        {
-            name: value.isoformat() if isinstance(value, datetime) else value
-            for name, value in asdict(attachment).items()
-            if value is not None and value is not False
-        }
-        for attachment in attachments
-    ]
+    return [as_json(attachment) for attachment in attachments]
+
+
+def as_json(attachment: Attachment) -> dict[str, Any]:
+    """An attachment as JSON, without what is not known."""
+    return {
+        name: value.isoformat() if isinstance(value, datetime) else value
+        for name, value in asdict(attachment).items()
+        if value is not None and value is not False
+    }
 
 
 def _attachments(files: Sequence[dict[str, Any]]) -> Sequence[Attachment]:
-    return tuple(_attachment(**file) for file in files)
+    return tuple(attachment(file) for file in files)
 
 
-def _attachment(expires_at: str | None = None, **file: Any) -> Attachment:
-    return Attachment(**file, expires_at=datetime.fromisoformat(expires_at) if expires_at else None)
+def attachment(file: Mapping[str, Any]) -> Attachment:
+    """One of a message's `attachments`, as JSON has it. What a newer program knows of it besides is left out."""
+    until = file.get("expires_at")
+    known: dict[str, Any] = {name: value for name, value in file.items() if name in _ATTACHMENT_FIELDS}
+    known["expires_at"] = datetime.fromisoformat(until) if until else None
+    return Attachment(**known)
 
 
 def _stored(conversation: ConversationId, row: Record) -> StoredMessage:

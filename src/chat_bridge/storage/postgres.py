@@ -11,7 +11,13 @@ from urllib.parse import parse_qsl
 
 import asyncpg
 
-from chat_bridge.errors import SettingsError, StatementRefusedError, StorageError, UnresponsiveError
+from chat_bridge.errors import (
+    SettingsError,
+    SlowStatementError,
+    StatementRefusedError,
+    StorageError,
+    UnresponsiveError,
+)
 from chat_bridge.storage.tls import require_files, system_trust, tls_trouble
 from chat_bridge.telemetry import log
 
@@ -61,8 +67,9 @@ _LIMITS = {
 }
 
 # Reasons that may lie in one row of many: bad or too much data, a constraint, a lock that somebody holds, a deadlock.
-_ONE_ROW = re.compile("22|23|54|55P03|40P01")
+_ONE_ROW = re.compile("2[123]|54|55P03|40P01")
 _DEADLOCK = "40P01"
+_TOOK_TOO_LONG = "57014"  # query_canceled
 # Reasons to connect anew: the connection broke, the server stops or starts, or it is not the primary any more.
 _ANOTHER_SERVER = re.compile("08|57P0[123]|25006")
 
@@ -85,6 +92,8 @@ def _translated(error: Exception) -> StorageError:
         return StorageError(f"PostgreSQL: {trouble}")
     # The server's DETAIL and HINT may quote a row: only the message is passed on.
     reason = f"PostgreSQL: {(str(error) or type(error).__name__).splitlines()[0]}"
+    if _state(error) == _TOOK_TOO_LONG:
+        return SlowStatementError(reason)
     return StatementRefusedError(reason) if _ONE_ROW.match(_state(error)) else StorageError(reason)
 
 
@@ -316,6 +325,10 @@ class Transaction:
     async def fetch(self, query: str, *arguments: object) -> Sequence[Record]:
         """Run a named query and give its rows."""
         return await self._connection.fetch(QUERIES[query], *arguments)
+
+    async def run(self, statement: str, *arguments: object) -> Sequence[Record]:
+        """Run a statement that depends on what the database has, and give its rows."""
+        return await self._connection.fetch(statement, *arguments)
 
     async def copy(self, table: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
         """Append rows to a table with COPY, the fastest way in."""

@@ -101,6 +101,17 @@ async def rotate(transaction: Transaction, conversation: ConversationId, session
     await transaction.fetch("rotate", conversation, session, last_seq, new_session_id())
 
 
+async def rotate_ended(database: Database, coming: Sequence[tuple[ConversationId, str]], moment: datetime) -> None:
+    """Open a new session in each of these conversations in which nothing happened since a moment and nothing waits.
+    `coming`: the messages that are about to be received, by their stored keys; those that are known open nothing."""
+    conversations, keys = [conversation for conversation, _ in coming], [key for _, key in coming]
+    # In order, as every statement locks them.
+    successors = {conversation: new_session_id() for conversation in sorted(set(conversations))}
+    await win(
+        lambda: database.fetch("rotate_ended", [*successors], [*successors.values()], moment, conversations, keys)
+    )
+
+
 async def say(
     database: Database, conversation: ConversationId, session: SessionId, text: str, metadata: Json, parts: int
 ) -> tuple[MessageId, Seq, UUID | None] | None:
@@ -132,7 +143,7 @@ async def _move(database: Database, old: Address, new: Address) -> bool:
             await transaction.fetch("follow_conversation", old.id, new.id, storable(new.conversation))
             return True
         await transaction.fetch("move_sessions", old.id, new.id, storable(new.conversation))
-        for table in ("move_messages", "move_turns", "move_deliveries", "move_waiting"):
+        for table in ("move_messages", "move_turns", "move_deliveries", "move_attachments", "move_waiting"):
             await transaction.fetch(table, old.id, new.id)
         await transaction.fetch("note_move", old.id, storable(new.conversation))
         return True

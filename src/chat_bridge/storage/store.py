@@ -3,8 +3,9 @@
 This is the door for programs that use the storage as a library; the bridge itself goes through it too.
 """
 
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime
 from typing import Self
 
 from chat_bridge.model import ConversationId, Receipt, ReceiveStatus, Seq, StoredMessage, Turn
@@ -18,12 +19,24 @@ from chat_bridge.storage.turns import Completed, Completion, Wish
 
 
 class Store:
-    """Sessions, messages, turns and deliveries of one database. `owner` names this process in the turns it holds."""
+    """Sessions, messages, turns and deliveries of one database. `owner` names this process in the turns it holds.
 
-    def __init__(self, database: Database, *, owner: str, lease_seconds: float = 30.0) -> None:
+    `session_end` tells for now since when nothing must have happened in a session for the conversation's next message
+    to open another; None: a session goes on for ever.
+    """
+
+    def __init__(
+        self,
+        database: Database,
+        *,
+        owner: str,
+        lease_seconds: float = 30.0,
+        session_end: Callable[[datetime], datetime] | None = None,
+    ) -> None:
         self.database = database
         self.owner = owner
         self.lease_seconds = lease_seconds
+        self._session_end = session_end
         self._receive = Batch[Arrival, Receipt](
             self._receive_batch,
             key=lambda arrival: arrival.event.address.id,
@@ -54,12 +67,13 @@ class Store:
         pool_size: int = 10,
         pgbouncer: bool = False,
         migrate_schema: bool = True,
+        session_end: Callable[[datetime], datetime] | None = None,
     ) -> AsyncGenerator[Self]:
         """Connect, and bring the schema up to date. Raises StorageError, SchemaError."""
         if migrate_schema:
             await migrate(dsn)
         async with Database.open(dsn, pool_size=pool_size, pgbouncer=pgbouncer) as database:
-            store = cls(database, owner=owner, lease_seconds=lease_seconds)
+            store = cls(database, owner=owner, lease_seconds=lease_seconds, session_end=session_end)
             try:
                 yield store
             finally:
@@ -118,6 +132,9 @@ class Store:
         return await messages.history(self.database, conversation, before=before, limit=limit)
 
     async def _receive_batch(self, arrivals: Sequence[Arrival]) -> Sequence[Receipt]:
+        if self._session_end is not None:
+            coming = [(arrival.event.address.id, messages.stored_key(arrival.event)) for arrival in arrivals]
+            await sessions.rotate_ended(self.database, coming, self._session_end(datetime.now(UTC)))
         return await messages.receive(self.database, arrivals)
 
     async def _claim_batch(self, wishes: Sequence[Wish]) -> Sequence[Turn | None]:

@@ -27,7 +27,7 @@ _COLUMNS = 200  # of a JSONL or CSV file
 _BIG = 2**63  # no integer of SQLite's
 _OURS = ("_number", "_problem", "_line")  # columns of a JSONL or CSV file that are not its own
 _SESSIONS, _BEGINNINGS = '"chat-bridge sessions"', '"chat-bridge beginnings"'  # no names of their tables
-_PLACES = '"chat-bridge places"'
+_PLACE, _PLACES = ("platform", "account", "conversation", "thread"), '"chat-bridge places"'
 TOO_DEEP = "it is JSON that is nested too deeply"
 _NO_SQLITE = "is not a SQLite database; for other files there are `import jsonl` and `import csv`"
 
@@ -132,8 +132,10 @@ class Source:
     def _problem(self) -> str:
         """Why a row can't be imported, or null."""
         of_line = ["m._problem"] if self._staged else []
-        several = [f"case when s.{_PLACES} > 1 then 'its session has several rows, of different conversations' end"]
-        known = [*of_line, *(several if "conversation" in self._sessions else [])]
+        own = f"nullif({_as_text(self._of_message('conversation'))}, '')"
+        several = f"s.{_PLACES} > 1 and {own} is null"
+        reason = f"case when {several} then 'its session has several rows, of different conversations' end"
+        known = [*of_line, *([reason] if self._sessions else [])]
         return f"coalesce({', '.join(known)}, null)" if known else "null"
 
     @property
@@ -148,8 +150,9 @@ class Source:
             # Ids are compared as text: one table may have them as numbers, the other as text.
             id_ = f"{_as_text(_quoted(*self._sessions['id']))} as id"
             columns = [f"{_quoted(column)} as {_quoted(f'{name}.{column}')}" for name, column in session_names]
-            if "conversation" in self._sessions:
-                columns.append(f"count(distinct {_quoted(*self._sessions['conversation'])}) as {_PLACES}")
+            told = [_as_text(_quoted(*self._sessions[name])) for name in _PLACE if name in self._sessions]
+            place = " || char(0) || ".join(f"coalesce({each}, '')" for each in told)
+            columns.append(f"count(distinct {place or 1}) as {_PLACES}")
             whence = _quoted(self.mapping.sessions_table or "")
             tables.append(f"{_SESSIONS} as materialized (select {', '.join([id_, *columns])} from {whence} group by 1)")  # noqa: S608
             source += f" left join {_SESSIONS} s on s.id = {_as_text(self._of_message('session'))}"

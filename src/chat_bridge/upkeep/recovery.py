@@ -1,4 +1,4 @@
-"""The recovery sweep: turns whose worker died, messages nobody is on, deliveries left behind.
+"""The recovery sweep: turns whose worker died, messages nobody is on, deliveries and files left behind.
 
 Wake-ups are hints; this is the promise. Of all processes one sweeps an account at a time, and is silent when there is
 nothing to do.
@@ -22,7 +22,8 @@ LEASE_SECONDS = 2 * SWEEP_SECONDS  # then another process sweeps, or after the l
 
 class Sweep:
     """Looks for work without a worker, every few seconds: `rescue` puts a worker on a conversation, `redeliver` begins
-    to send what is due and says how many that were, `apologise` tells the user of a message that was set aside.
+    to send what is due and says how many that were, `refetch` to fetch files, `apologise` tells the user of a message
+    that was set aside.
     `accounts` (platform, account) are served here. `alone`: no other process can use this database, so that there is
     nobody to agree with, and at the start every running turn is one of a dead process and its lease need not run out
     first."""
@@ -33,6 +34,7 @@ class Sweep:
         *,
         rescue: Callable[[ConversationId, str], None],
         redeliver: Callable[[Sequence[tuple[str, str]]], Awaitable[int]],
+        refetch: Callable[[Sequence[tuple[str, str]]], Awaitable[None]],
         apologise: Callable[[SetAside], None],
         accounts: Sequence[tuple[str, str]],
         alone: bool,
@@ -40,6 +42,7 @@ class Sweep:
         self._store = store
         self._rescue = rescue
         self._redeliver = redeliver
+        self._refetch = refetch
         self._apologise = apologise
         self._accounts = {f"sweep:{platform}:{account}": (platform, account) for platform, account in accounts}
         self._alone = alone
@@ -81,6 +84,7 @@ class Sweep:
             self._rescue(conversation, platform)
         if taken := await self._redeliver(accounts):
             RECOVERED.labels("delivery").inc(taken)
+        await self._refetch(accounts)
 
     async def _ours(self) -> Sequence[tuple[str, str]]:
         if self._alone:

@@ -10,7 +10,7 @@ from pydantic import AfterValidator, AwareDatetime, BaseModel
 from chat_bridge.model import Address, BusyPolicy, ConversationId, Seq, Session, SessionId
 from chat_bridge.storage import messages, sessions
 from chat_bridge.web.auth import Used, api_client
-from chat_bridge.web.chat import MAX_SEQ, Message, Messages
+from chat_bridge.web.chat import MAX_SEQ, Messages, views
 from chat_bridge.web.problems import Problem, problem_responses
 
 router = APIRouter(
@@ -161,7 +161,7 @@ async def get_messages(
         limit=limit + 1,
         session=session.id,
     )
-    return Messages(messages=[Message.of(message) for message in found[-limit:]], has_more=len(found) > limit)
+    return Messages(messages=await views(used, session.conversation_id, found[-limit:]), has_more=len(found) > limit)
 
 
 @router.patch("/{session_id}", responses=problem_responses(404), summary="Change a session")

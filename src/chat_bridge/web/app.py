@@ -1,5 +1,6 @@
 """The ASGI application: routes, middleware, security headers, health."""
 
+import asyncio
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,15 @@ from fastapi.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from chat_bridge.errors import StorageError
-from chat_bridge.web import api, chat, dead_letters, webhooks
-from chat_bridge.web.admission import Admission, BodyLimit
+from chat_bridge.web import api, attachments, chat, dead_letters, search, uploads, webhooks
+from chat_bridge.web.admission import (
+    MOST_DOWNLOADS_OF_ADDRESS,
+    MOST_UPLOADS_OF_ADDRESS,
+    MOST_UPLOADS_OF_CONVERSATION,
+    Admission,
+    BodyLimit,
+    Shares,
+)
 from chat_bridge.web.auth import Used
 from chat_bridge.web.metrics import add_metrics
 from chat_bridge.web.pages import STATIC
@@ -37,20 +45,28 @@ def create_app(services: Services) -> FastAPI:
         openapi_url="/openapi.json" if services.settings.docs_open else None,
     )
     app.state.services = services
+    app.state.searches = asyncio.Semaphore(max(1, services.settings.database_pool_size // search.SHARE_OF_POOL))
+    app.state.downloads = Shares("downloads", MOST_DOWNLOADS_OF_ADDRESS)
+    app.state.uploads = Shares("uploads", MOST_UPLOADS_OF_ADDRESS)
+    app.state.uploads_here = Shares("uploads", MOST_UPLOADS_OF_CONVERSATION)
     handle_problems(app)
     app.include_router(api.router, prefix="/api/v1")
     app.include_router(dead_letters.router, prefix="/api/v1")
+    app.include_router(search.router, prefix="/api/v1")
     if any(platform.capabilities.webhook for platform in services.platforms.values()):
         app.include_router(webhooks.router)
+    app.include_router(attachments.router, prefix="/api/v1")
     if services.settings.webchat_enabled:
         app.include_router(chat.router, prefix="/api/v1")
+        app.include_router(uploads.router, prefix="/api/v1")
         app.include_router(chat.pages)
     _add_pages(app)
     if services.settings.docs_open:
         _add_api_docs(app)
     _add_health(app)
     add_metrics(app, services)
-    app.add_middleware(BodyLimit, max_bytes=services.settings.max_body_bytes)
+    limits = services.settings.max_body_bytes, services.settings.attachment_max_bytes
+    app.add_middleware(BodyLimit, max_bytes=limits[0], upload_bytes=limits[1])
     app.add_middleware(Admission)
     app.add_middleware(SecurityHeaders)
     return app

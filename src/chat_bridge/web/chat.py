@@ -3,42 +3,62 @@
 import json
 import re
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from datetime import datetime
 from typing import Annotated, Any, Literal
 from uuid import UUID, uuid4
 
-from fastapi import APIRouter, Depends, Header, Query, Request, Response
+from fastapi import APIRouter, Header, Query, Request, Response
 from fastapi.responses import HTMLResponse
-from pydantic import BaseModel, BeforeValidator, Field, StringConstraints
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints
 from sse_starlette import EventSourceResponse, ServerSentEvent
 from sse_starlette.sse import SendTimeoutError
 from starlette.types import Receive, Scope, Send
 
 from chat_bridge.errors import StorageError
-from chat_bridge.model import Attachment, InboundEvent, ReceiveStatus, Seq, StoredMessage, User
+from chat_bridge.model import (
+    Attachment,
+    AttachmentId,
+    ConversationId,
+    InboundEvent,
+    ReceiveStatus,
+    Seq,
+    StoredMessage,
+    User,
+)
 from chat_bridge.platforms import webchat
 from chat_bridge.storage import messages
 from chat_bridge.storage.redis import SlowReaderError
 from chat_bridge.storage.text import storable
 from chat_bridge.telemetry import STREAMS, log
-from chat_bridge.web.auth import ApiClient, ConversationPath, Used, Visitor, caller_address, chat_caller, visitor_token
+from chat_bridge.web import uploads
+from chat_bridge.web.attachments import AttachmentView, files_of, known_files, view
+from chat_bridge.web.auth import (
+    ApiClient,
+    Caller,
+    ConversationPath,
+    Used,
+    Visitor,
+    limit_address,
+    limit_sending,
+    visitor_token,
+)
 from chat_bridge.web.page_texts import PAGE_TEXTS
 from chat_bridge.web.pages import page
 from chat_bridge.web.problems import Problem, problem_responses
 
 MAX_SEQ = 2**63 - 1
 HEARTBEAT_SECONDS = 15
+MOST_ATTACHMENTS = 10
 SEND_SECONDS = 30  # a reader that takes nothing for this long is cut off
 
 EVENT_STREAM: dict[int | str, dict[str, Any]] = {
-    200: {"content": {"text/event-stream": {}}, "description": "Events: message, delta, typing, error"}
+    200: {"content": {"text/event-stream": {}}, "description": "Events: message, attachment, delta, typing, error"}
 }
 
 router = APIRouter(tags=["chat"])
 pages = APIRouter(include_in_schema=False)
 
-Caller = Annotated[Visitor | ApiClient, Depends(chat_caller)]
 # JSON can hold half a surrogate pair, which is no text; like U+0000 it is kept as U+FFFD.
 Storable = BeforeValidator(lambda value: storable(value) if isinstance(value, str) else value)
 NOT_BLANK: dict[str, Any] = {"minLength": 1, "pattern": r"\S"}  # for the OpenAPI document
@@ -71,11 +91,29 @@ class ChatUser(BaseModel):
     name: ShortText | None = None
 
 
+class NewAttachment(BaseModel):
+    """A file that was uploaded to this conversation, and that no other message has."""
+
+    upload_id: UUID
+
+
 class NewMessage(BaseModel):
-    """A message to send. The same `client_msg_id` again stores nothing."""
+    """A message to send: a text, files, or both. The same `client_msg_id` again stores nothing."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "anyOf": [
+                {"properties": {"text": NOT_BLANK}, "required": ["text"]},
+                {"properties": {"attachments": {"minItems": 1}}, "required": ["attachments"]},
+            ]
+        }
+    )
 
     client_msg_id: ShortText
-    text: Annotated[str, Field(max_length=1_000_000, json_schema_extra=NOT_BLANK), Storable]
+    text: Annotated[str, Field(max_length=1_000_000), Storable] = ""
+    attachments: Annotated[
+        list[NewAttachment], Field(max_length=MOST_ATTACHMENTS, json_schema_extra={"uniqueItems": True})
+    ] = []
     user: ChatUser | None = None
 
 
@@ -108,11 +146,11 @@ class Message(BaseModel):
     notice: str | None = Field(None, description="Set on texts of the bridge itself: which one it is.")
     status: Literal["pending", "answered", "failed", "cancelled", "skipped", "sent"]
     reason: str | None = Field(None, description="Why a message was skipped, failed or cancelled.")
-    attachments: list[dict[str, Any]] = []
+    attachments: list[AttachmentView] = []
     versions: list[Version] = Field([], description="Of an edited or deleted message all its texts, oldest first.")
 
     @classmethod
-    def of(cls, stored: StoredMessage) -> "Message":
+    def of(cls, stored: StoredMessage, attachments: Sequence[AttachmentView]) -> "Message":
         written = stored.metadata.get("raw_text", stored.text)
         versions = _versions(stored, written)
         return cls(
@@ -126,7 +164,7 @@ class Message(BaseModel):
             notice=stored.metadata.get("notice"),
             status="sent" if stored.status == "stored" else stored.status,
             reason=stored.metadata.get("reason"),
-            attachments=[_attachment(attachment) for attachment in stored.attachments],
+            attachments=list(attachments),
             versions=versions,
         )
 
@@ -141,14 +179,10 @@ def _versions(stored: StoredMessage, written: str) -> list[Version]:
     ]
 
 
-def _attachment(attachment: Attachment) -> dict[str, Any]:
-    """What a reader may know: not the reference, which is between the platform and us."""
-    return {
-        "kind": attachment.kind,
-        "mime_type": attachment.mime_type,
-        "name": attachment.name,
-        "size": attachment.size,
-    }
+async def views(used: Used, conversation: ConversationId, found: Sequence[StoredMessage]) -> list[Message]:
+    """Messages of a conversation as their readers see them."""
+    known = await known_files(used, conversation, found)
+    return [Message.of(message, [view(used, file, known) for file in files_of(message)]) for message in found]
 
 
 class Messages(BaseModel):
@@ -166,7 +200,7 @@ class Messages(BaseModel):
 )
 async def begin(request: Request, used: Used) -> Conversation:
     """Give a new conversation, and a signed, expiring token that is good for it alone."""
-    await _limit(used, f"address:{caller_address(request)}", used.settings.webchat_rate_address)
+    await limit_address(used, request)
     conversation = uuid4().hex
     return Conversation(
         conversation=conversation,
@@ -178,7 +212,7 @@ async def begin(request: Request, used: Used) -> Conversation:
     "/chat/{conversation}/messages",
     status_code=202,
     responses={200: {"model": Accepted, "description": "Stored before"}}
-    | problem_responses(400, 401, 403, 409, 413, 422, 429, 503),
+    | problem_responses(400, 401, 403, 404, 409, 413, 422, 429, 503),
     summary="Send a message",
 )
 async def send(
@@ -190,18 +224,25 @@ async def send(
     response: Response,
 ) -> Accepted:
     """Store a message; when this answers, it is kept and will be answered once, in order."""
-    if isinstance(caller, Visitor):
-        await _limit(used, f"address:{caller_address(request)}", used.settings.webchat_rate_address)
-    await _limit(used, f"conversation:{conversation}", used.settings.webchat_rate_conversation)
-    if not message.text.strip():
+    await limit_sending(used, request, caller, "conversation", conversation)
+    if not message.text.strip() and not message.attachments:
         raise Problem(422, "text: is empty")
-    if len(message.text) > used.settings.webchat_max_text:
-        limit = used.settings.webchat_max_text
-        raise Problem(422, f"text: has {len(message.text)} characters, at most {limit} are taken")
-    receipt = await used.receiver.receive(_event(conversation, message, caller))
-    if receipt.status is ReceiveStatus.CONFLICT:
-        raise Problem(409, "This client_msg_id was used before with another text: give every message its own.")
+    most = used.settings.webchat_max_text
+    if len(message.text) > most:
+        raise Problem(422, f"text: has {len(message.text)} characters, at most {most} are taken")
+    ids = [AttachmentId(each.upload_id) for each in message.attachments]
+    if len(set(ids)) < len(ids):
+        raise Problem(422, "attachments: name each upload once")
+    files = await uploads.of_message(used, webchat.address(conversation).id, ids, message.client_msg_id)
+    receipt = await used.receiver.receive(_event(conversation, message, files, caller))
     duplicate = receipt.status is ReceiveStatus.DUPLICATE
+    if receipt.status is ReceiveStatus.CONFLICT or (
+        # Looked at here, and not where messages are received: only who sends again pays for it.
+        duplicate and not await uploads.are_of(used, receipt.conversation_id, receipt.seq, ids)
+    ):
+        raise Problem(
+            409, "This client_msg_id was used before with another text or other files: give every message its own."
+        )
     if duplicate:
         response.status_code = 200
     return Accepted(
@@ -209,7 +250,9 @@ async def send(
     )
 
 
-def _event(conversation: str, message: NewMessage, caller: Visitor | ApiClient) -> InboundEvent:
+def _event(
+    conversation: str, message: NewMessage, files: Sequence[Attachment], caller: Visitor | ApiClient
+) -> InboundEvent:
     given = message.user or ChatUser()
     metadata: dict[str, Any] = {"user_name": given.name} if given.name else {}
     user_id = given.id if isinstance(caller, ApiClient) and given.id else conversation
@@ -218,6 +261,7 @@ def _event(conversation: str, message: NewMessage, caller: Visitor | ApiClient) 
         event_key=message.client_msg_id,
         user=User(user_id, given.name),
         text=message.text,
+        attachments=files,
         metadata=metadata,
     )
 
@@ -245,7 +289,7 @@ async def read(
     else:
         found = await messages.history(database, where, before=None if before is None else Seq(before), limit=limit + 1)
         kept = found[-limit:]
-    return Messages(messages=[Message.of(message) for message in kept], has_more=len(found) > limit)
+    return Messages(messages=await views(used, where, kept), has_more=len(found) > limit)
 
 
 @router.get(
@@ -303,6 +347,9 @@ async def _events(
                         async for event in _stored(used, conversation, cursor):
                             cursor, sent = event
                             yield sent
+                    elif hint is not None and kind == "attachment":
+                        async for event in _again(used, where, hint["seq"], cursor):
+                            yield event
                     elif hint is not None:
                         yield _sse(hint["type"], {name: value for name, value in hint.items() if name != "type"})
                     if isinstance(caller, Visitor) and time.time() > caller.expires_at:
@@ -319,11 +366,20 @@ async def _stored(used: Used, conversation: str, cursor: int) -> AsyncGenerator[
     where = webchat.address(conversation).id
     while True:
         found = await messages.history_after(used.store.database, where, Seq(cursor), 100)
-        for message in found:
+        for message in await views(used, where, found):
             cursor = message.seq
-            yield cursor, ServerSentEvent(Message.of(message).model_dump_json(), event="message", id=str(cursor))
+            yield cursor, ServerSentEvent(message.model_dump_json(), event="message", id=str(cursor))
         if len(found) < 100:
             return
+
+
+async def _again(used: Used, where: ConversationId, seq: int, cursor: int) -> AsyncGenerator[ServerSentEvent]:
+    """A message that was told of before, as it is now; without an id, since it is no news."""
+    if seq <= cursor:
+        found = await messages.history(used.store.database, where, before=Seq(seq + 1), limit=1)
+        for message in await views(used, where, found):
+            if message.seq == seq:
+                yield ServerSentEvent(message.model_dump_json(), event="attachment")
 
 
 def _sse(event: str, data: dict[str, Any]) -> ServerSentEvent:
@@ -332,11 +388,6 @@ def _sse(event: str, data: dict[str, Any]) -> ServerSentEvent:
 
 def _closing(code: str, text: str) -> dict[str, Any]:
     return {"turn_id": None, "code": code, "text": text}
-
-
-async def _limit(used: Used, name: str, limit: int) -> None:
-    if (wait := await used.hot.allow(name, limit)) > 0:
-        raise Problem(429, f"Too many requests: try again in {wait} s.", {"Retry-After": str(wait)})
 
 
 @pages.get("/chat", response_class=HTMLResponse)
@@ -351,4 +402,7 @@ async def chat_page(used: Used, embed: bool = False) -> HTMLResponse:
         texts=PAGE_TEXTS[language],
         embedded=embed,
         max_text=used.settings.webchat_max_text,
+        max_file=used.settings.attachment_max_bytes,
+        max_files=MOST_ATTACHMENTS,
+        link_seconds=used.settings.attachment_link_seconds,
     )

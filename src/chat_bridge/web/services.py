@@ -5,10 +5,12 @@ from dataclasses import dataclass
 
 from fastapi import Request
 
+from chat_bridge.bridge.keep import Keeper
 from chat_bridge.bridge.receive import Receiver
 from chat_bridge.model import ConversationId, Seq
 from chat_bridge.platforms.contract import Platform
 from chat_bridge.settings import Settings
+from chat_bridge.storage.blobs import Blobs
 from chat_bridge.storage.redis import Hot
 from chat_bridge.storage.store import Store
 
@@ -24,6 +26,8 @@ class Services:
     hot: Hot
     receiver: Receiver
     platforms: Mapping[str, Platform]
+    keeper: Keeper
+    blobs: Blobs
     platform_states: Mapping[str, str]
     api_key: str | None
     secret: str

@@ -2,6 +2,8 @@
 libraries can tell no difference."""
 
 import asyncio
+import hashlib
+import random
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -580,6 +582,33 @@ async def test_the_page_plays_the_people(telegram: FakeTelegram, linh: Person, c
 
 
 # Bots that others wrote the libraries of
+
+
+@pytest.mark.parametrize("script", ["aiogram_bot.py", "ptb_bot.py"])
+async def test_libraries_fetch_every_kind_of_file(telegram: FakeTelegram, chat: Chat, script: str) -> None:
+    bot = asyncio.create_task(run_client(script, telegram.base_url, telegram.token))
+    try:
+        expected: list[str] = []
+        for number, kind in enumerate(["photo", "voice", "audio", "video", "video_note", "sticker"]):
+            content = random.Random(number).randbytes(300_000)
+            await chat.say(media=kind, content=content)
+            expected.append(f"{len(content)} {hashlib.sha256(content).hexdigest()}")
+        for fault, outcome in (("expired", "HTTP 404"), ("truncated", "cut off")):
+            replies = await chat.until_replies(len(expected))
+            await telegram.fault("file", fault)
+            await chat.say(media="photo", content=b"x" * 1000)
+            expected.append(outcome)
+        await chat.until_replies(len(expected))
+        await chat.say(media="video", content=b"x", size=21 * 2**20)
+        expected.append("Bad Request: file is too big")
+        replies = await chat.until_replies(len(expected))
+        assert sorted(reply.text for reply in replies[:6]) == sorted(expected[:6])
+        assert [reply.text for reply in replies[6:]] == expected[6:]
+        await chat.say("stop")
+        await bot
+    finally:
+        bot.cancel()
+        await asyncio.wait([bot])
 
 
 @pytest.mark.parametrize("script", ["aiogram_bot.py", "ptb_bot.py"])

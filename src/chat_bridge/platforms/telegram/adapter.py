@@ -7,14 +7,14 @@ Telegram has no key against sending twice: a send whose answer was lost says so.
 import asyncio
 import hmac
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from hashlib import sha256
 from typing import Any, NoReturn
 from urllib.parse import urlsplit, urlunsplit
 
-from chat_bridge.model import Address, EventKind, InboundEvent, Turn, TurnId, TurnOutcome
+from chat_bridge.model import Address, Attachment, EventKind, InboundEvent, Turn, TurnId, TurnOutcome
 from chat_bridge.platforms.contract import (
     Capabilities,
     Deliver,
@@ -38,6 +38,7 @@ from chat_bridge.platforms.contract import (
 from chat_bridge.platforms.rich_text import Rendered, Span, SpanKind, rich_parts, utf16_ranges
 from chat_bridge.platforms.telegram.api import REFUSED, BotApi, BotApiError, CallRefusedError, fields, refuses_token
 from chat_bridge.platforms.telegram.checks import check, host_of
+from chat_bridge.platforms.telegram.files import download
 from chat_bridge.platforms.telegram.parse import ALLOWED_UPDATES, Bot, parse_body
 from chat_bridge.platforms.telegram.poll import poll
 from chat_bridge.telemetry import log
@@ -186,6 +187,10 @@ class Telegram(Platform):
     def render(self, text: str) -> Sequence[Rendered]:
         """Parts of at most 4096 UTF-16 units and 100 spans."""
         return rich_parts(text, MAX_TEXT, "utf16", most_spans=MOST_ENTITIES)
+
+    def download(self, attachment: Attachment) -> AsyncGenerator[bytes]:
+        """The bytes of a file that somebody sent."""
+        return download(self._api, attachment)
 
     async def send(self, part: OutboundPart) -> SendResult:
         """Send a part, or make a preview into it; in a simpler form if Telegram refuses the form only."""

@@ -1,14 +1,16 @@
-"""Telegram's Bot API over HTTP: one POST a call, JSON both ways.
+"""Telegram's Bot API over HTTP: one POST a call, JSON both ways; and the bytes of files.
 
 The bot's token is part of every URL. So no error of the HTTP client leaves this module: what is raised here holds a
 reason in our own words, or Telegram's description without the token.
 """
 
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import AsyncGenerator, Mapping
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from typing import Any, cast
+from typing import Any, NoReturn, cast
+from urllib.parse import quote
 
 import aiohttp
 
@@ -19,6 +21,8 @@ CONNECT_SECONDS = 10.0
 KEEP_ALIVE_SECONDS = 15.0  # well before Telegram closes an idle connection: a call on a closing one would be lost
 MOST_BYTES = 32 * 1024 * 1024  # far more than 100 updates, the most that come at once
 MOST_DESCRIPTION = 300
+SILENCE_SECONDS = 15.0  # between two pieces of a file
+PIECE_BYTES = 64 * 1024
 DEFAULT_RETRY_AFTER = 5.0
 
 
@@ -58,6 +62,7 @@ class BotApi:
     def __init__(self, token: str, base_url: str = "https://api.telegram.org") -> None:
         self._token = token
         self._url = f"{base_url.rstrip('/')}/bot{token}"
+        self._files_url = f"{base_url.rstrip('/')}/file/bot{token}"
         self._session: aiohttp.ClientSession | None = None
         self._dated: tuple[str, datetime] | None = None
 
@@ -78,6 +83,24 @@ class BotApi:
                 raise CallFailedError(f"Telegram: {self._description(fields)} (HTTP {status})", maybe_done=True)
         # A redirection or a refusal by something in between did not pass the call on.
         raise CallFailedError(f"no answer of the Bot API (HTTP {status})", maybe_done=not 300 <= status < 500)
+
+    async def download(self, path: str, *, web_page: bool) -> AsyncGenerator[bytes]:
+        """The bytes at a path that `getFile` told, piece by piece. `web_page`: the file is one; otherwise one can only
+        come from something in between. Raises CallRefusedError, CallFailedError."""
+        timeout = aiohttp.ClientTimeout(connect=CONNECT_SECONDS, sock_read=SILENCE_SECONDS)
+        try:
+            async with self._client().get(
+                f"{self._files_url}/{quote(path)}",
+                headers={"Accept-Encoding": "identity"},
+                auto_decompress=False,  # the file as it is, and no more bytes than come in
+                timeout=timeout,
+                allow_redirects=False,
+            ) as response:
+                _require_file(response, web_page)
+                async for piece in response.content.iter_chunked(PIECE_BYTES):
+                    yield piece
+        except (aiohttp.ClientError, TimeoutError) as error:
+            _raise_for(error)
 
     @property
     def clock_ahead(self) -> float | None:
@@ -107,14 +130,8 @@ class BotApi:
                 if date := response.headers.get("Date"):
                     self._dated = date, datetime.now(UTC)
                 return response.status, await _read(response)
-        except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError, aiohttp.InvalidURL) as error:
-            reason = f"no connection to Telegram ({type(error).__name__})"
-            raise CallFailedError(reason, maybe_done=False) from None
-        except TimeoutError:
-            raise CallFailedError("Telegram did not answer in time", maybe_done=True) from None
-        except aiohttp.ClientError as error:
-            reason = f"the connection to Telegram broke ({type(error).__name__})"
-            raise CallFailedError(reason, maybe_done=True) from None
+        except (aiohttp.ClientError, TimeoutError) as error:
+            _raise_for(error)
 
     def _refusal(self, status: int, answer: Mapping[str, Any]) -> CallRefusedError:
         found: object = answer.get("parameters")
@@ -142,6 +159,33 @@ class BotApi:
                 cookie_jar=aiohttp.DummyCookieJar(),
             )
         return self._session
+
+
+def _raise_for(error: Exception) -> NoReturn:
+    """Say what failed without the error, for that would know the URL."""
+    name = type(error).__name__
+    if isinstance(error, aiohttp.ClientConnectorError | aiohttp.ConnectionTimeoutError | aiohttp.InvalidURL):
+        raise CallFailedError(f"no connection to Telegram ({name})", maybe_done=False) from None
+    if isinstance(error, TimeoutError):
+        raise CallFailedError("Telegram did not answer in time", maybe_done=True) from None
+    raise CallFailedError(f"the connection to Telegram broke ({name})", maybe_done=True) from None
+
+
+def _require_file(response: aiohttp.ClientResponse, web_page: bool) -> None:
+    """Raise if an answer is not the file that was asked for."""
+    match response.status:
+        case 200 if web_page or response.content_type != "text/html":
+            return
+        case 200:
+            raise CallFailedError("a web page came instead of the file", maybe_done=False)
+        case 401:
+            raise CallRefusedError(401, "Unauthorized")
+        case 429:
+            wait = response.headers.get("Retry-After", "")
+            seconds = float(wait) if re.fullmatch(r"\d{1,9}", wait) else DEFAULT_RETRY_AFTER
+            raise CallRefusedError(429, "Too Many Requests", retry_after=seconds)
+        case status:
+            raise CallFailedError(f"Telegram did not give the file (HTTP {status})", maybe_done=False)
 
 
 async def _read(response: aiohttp.ClientResponse) -> bytes:

@@ -144,6 +144,24 @@ with input as (
     p.conversation_id, p.seq, p.sent_at, p.message_id, p.session_id, 'inbound', p.status, p.content_type,
     p.content_text, p.event_key, p.user_id, p.platform_message_id, p.attachments, p.metadata
   from placed p
+), files as (
+  -- To be fetched, unless the message is refused: then nobody will read them. An upload is there already, and so is what
+  -- a message that is received once more had, unless it could not be had.
+  insert into attachments as a (conversation_id, key, seq, told)
+  select distinct on (p.conversation_id, f ->> 'ref') p.conversation_id, sha256(convert_to(f ->> 'ref', 'UTF8')), p.seq, f
+  from placed p
+  cross join lateral jsonb_array_elements(p.attachments) f
+  where p.status = 'accepted' or p.metadata ->> 'reason' = 'not_addressed'
+  order by p.conversation_id, f ->> 'ref', p.seq
+  on conflict (conversation_id, key) do update set
+    seq = excluded.seq,
+    told = case a.status when 'failed' then excluded.told else a.told end,
+    status = case a.status when 'failed' then 'waiting' else a.status end,
+    error = null,
+    lost = 0,
+    created_at = case a.status when 'failed' then excluded.created_at else a.created_at end,
+    next_attempt_at = case a.status when 'failed' then excluded.next_attempt_at else a.next_attempt_at end
+  where a.seq is null or a.status = 'failed'
 ), people as (
   -- Written on change only: the usual case is one look at the primary key.
   insert into users as u (platform, account, platform_user_id, display_name, username, locale)
@@ -257,7 +275,17 @@ with found as materialized (
       $4::jsonb ? 'deleted' or f.newest is distinct from $4::jsonb ->> 'text'
       or f.files <> coalesce($4::jsonb -> 'attachments', f.files)
     )
-  returning m.seq
+  returning m.seq, m.status <> 'skipped' or m.metadata ->> 'reason' = 'not_addressed' as kept
+), files as (
+  insert into attachments as a (conversation_id, key, seq, told)
+  select distinct on (v ->> 'ref') $1, sha256(convert_to(v ->> 'ref', 'UTF8')), c.seq, v
+  from changed c
+  cross join lateral jsonb_array_elements($4::jsonb -> 'attachments') v
+  where c.kept
+  on conflict (conversation_id, key) do update set
+    seq = excluded.seq, told = excluded.told, status = 'waiting', error = null, lost = 0,
+    created_at = excluded.created_at, next_attempt_at = excluded.next_attempt_at
+  where a.status = 'failed'
 )
 select f.seq, f.id, f.session_id, c.seq is not null as changed,
   f.status = 'accepted' and s.pending_since is not null and f.seq > s.answered_seq as waiting
@@ -278,20 +306,33 @@ for update of s, m;
 -- name: add_to_album
 -- Run after `lock_album`. Not returned: a turn has the message already, or it will not be answered though this part
 -- should ($6).
-update messages m
-set attachments = coalesce(m.attachments, '[]') || $4::jsonb,
-  content_text = concat_ws(E'\n', nullif(m.content_text, ''), nullif($5, '')),
-  metadata = m.metadata || jsonb_build_object('parts', m.metadata -> 'parts' || to_jsonb($3::text))
-from sessions s
-where m.conversation_id = $1 and m.seq = $2 and s.conversation_id = m.conversation_id and s.id = m.session_id
-  and case
-    when m.status = 'accepted' then s.pending_since is not null and m.seq > s.answered_seq and not exists (
-      select from turns t
-      where t.conversation_id = m.conversation_id and t.status = 'running' and t.last_seq >= m.seq
-    )
-    else not $6
-  end
-returning m.id;
+with added as (
+  update messages m
+  set attachments = coalesce(m.attachments, '[]') || $4::jsonb,
+    content_text = concat_ws(E'\n', nullif(m.content_text, ''), nullif($5, '')),
+    metadata = m.metadata || jsonb_build_object('parts', m.metadata -> 'parts' || to_jsonb($3::text))
+  from sessions s
+  where m.conversation_id = $1 and m.seq = $2 and s.conversation_id = m.conversation_id and s.id = m.session_id
+    and case
+      when m.status = 'accepted' then s.pending_since is not null and m.seq > s.answered_seq and not exists (
+        select from turns t
+        where t.conversation_id = m.conversation_id and t.status = 'running' and t.last_seq >= m.seq
+      )
+      else not $6
+    end
+  returning m.id, m.conversation_id, m.seq, m.status = 'accepted' or m.metadata ->> 'reason' = 'not_addressed' as kept
+), files as (
+  insert into attachments as a (conversation_id, key, seq, told)
+  select distinct on (f ->> 'ref') m.conversation_id, sha256(convert_to(f ->> 'ref', 'UTF8')), m.seq, f
+  from added m
+  cross join lateral jsonb_array_elements($4::jsonb) f
+  where m.kept
+  on conflict (conversation_id, key) do update set
+    seq = excluded.seq, told = excluded.told, status = 'waiting', error = null, lost = 0,
+    created_at = excluded.created_at, next_attempt_at = excluded.next_attempt_at
+  where a.status = 'failed'
+)
+select id from added;
 
 -- name: late_for_album
 -- A part that came late is a message of its own, also when it comes again and the album could take it by then.

@@ -33,6 +33,41 @@ select
 from old o, before b
 returning id;
 
+-- name: rotate_ended
+-- Close the active sessions of these conversations in which nothing happened since a moment, and open the successors
+-- ($2, an id for each), where one of the messages that come ($4, their keys) is new. A session in which something waits or
+-- is being answered goes on.
+with given as (
+  select * from unnest($1::uuid[], $2::uuid[]) as g (conversation_id, successor)
+), held as materialized (
+  select s.conversation_id, s.id, g.successor
+  from given g
+  join sessions s on s.conversation_id = g.conversation_id and s.status = 'active'
+  where s.last_activity < $3 and s.pending_since is null and exists (
+    select
+    from unnest($4::uuid[], $5::text[]) k (conversation_id, event_key)
+    where k.conversation_id = g.conversation_id and not exists (
+      select from messages m where m.conversation_id = k.conversation_id and m.event_key = k.event_key
+    )
+  )
+  order by s.conversation_id
+  for update of s
+), old as (
+  update sessions s
+  set status = 'closed'
+  from held h
+  where s.conversation_id = h.conversation_id and s.id = h.id
+  returning s.*, h.successor
+)
+insert into sessions (
+  conversation_id, id, platform, account, platform_conversation_id, thread, user_id, mode, parent_session_id,
+  next_seq, answered_seq, last_inbound_seq, error_told_at, metadata
+)
+select
+  conversation_id, successor, platform, account, platform_conversation_id, thread, user_id, mode, id,
+  next_seq, answered_seq, last_inbound_seq, error_told_at, metadata - 'approval'
+from old;
+
 -- name: lock_session
 -- Hold an active session: nothing is received in it until the transaction ends.
 select id from sessions where id = $1 and status = 'active' for update;
@@ -213,6 +248,10 @@ set conversation_id = $2,
   platform_message_id = case when d.status in ('pending', 'sending') then null else d.platform_message_id end
 from held h
 where d.conversation_id = $1 and d.seq = h.seq and d.part = h.part;
+
+-- name: move_attachments
+-- The platform's references to files stay good.
+update attachments set conversation_id = $2 where conversation_id = $1;
 
 -- name: move_waiting
 -- What waits is looked for under the new id.

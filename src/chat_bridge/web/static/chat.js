@@ -4,17 +4,20 @@ import { RunningAnswer } from "./answer.js";
 import { waitBeforeRetry } from "./backoff.js";
 import { Composer } from "./composer.js";
 import { Conversation, Store } from "./conversation.js";
+import { FileSource } from "./filesource.js";
 import { Launcher } from "./launcher.js";
 import { Outbox } from "./outbox.js";
 import { Scroll } from "./scroll.js";
 import { EventStream } from "./stream.js";
 import { Timeline } from "./timeline.js";
+import { Uploads } from "./uploads.js";
 
 const PAGE = 50;
 const GRACE = 3000; // the server repeats a running turn to those who come back; what it doesn't repeat has ended
 
 const element = (id) => document.getElementById(id);
-const texts = JSON.parse(document.body.dataset.texts);
+const { texts: textsOfPage, maxText, maxFile, maxFiles, linkSeconds } = document.body.dataset;
+const texts = JSON.parse(textsOfPage);
 const store = new Store();
 let following = new AbortController(); // ends with the conversation that is followed now
 let connected = null; // not known before there is a conversation
@@ -30,6 +33,8 @@ const timeline = new Timeline(element("log"), texts, {
     outbox.settle(message.client_msg_id);
     showWelcome();
   },
+  linkAge: Number(linkSeconds) * 900, // a tenth less than they last
+  renew: renewLinks,
 });
 const conversation = new Conversation(store, { onBegun: follow, onExpired: expire });
 const outbox = new Outbox(store, (message) => conversation.send(message), {
@@ -37,12 +42,28 @@ const outbox = new Outbox(store, (message) => conversation.send(message), {
   refused: (message) => showOwn(() => timeline.showRefused(message)),
   sent: (message, { seq }) => showNew({ ...message, seq, direction: "inbound", created_at: new Date().toISOString() }),
 });
-const composer = new Composer(element("composer"), texts, Number(document.body.dataset.maxText), (text) => outbox.add(text));
+const uploads = new Uploads(
+  element("uploads"),
+  texts,
+  { size: Number(maxFile), count: Number(maxFiles) },
+  (file, onProgress, signal) => conversation.upload(file, onProgress, signal),
+  (upload) => conversation.forget(upload),
+  {
+    changed: () => composer.filesChanged(),
+    said: (text) => composer.say(text),
+    noted: (text) => composer.note(text),
+    emptied: () => element("text").focus(),
+  },
+);
+const composer = new Composer(element("composer"), texts, Number(maxText), uploads, (text, files) => outbox.add(text, files));
 
 const EVENTS = {
   message(message) {
     if (message.direction === "outbound" && !message.notice) endTurn();
     showNew(message);
+  },
+  attachment(message) {
+    timeline.update(message);
   },
   delta(delta) {
     if (!answer.add(delta)) return;
@@ -66,6 +87,7 @@ function start() {
   element("stop").addEventListener("click", () => say("/stop"));
   element("earlier").addEventListener("click", showEarlier);
   element("jump").addEventListener("click", () => scroll.toBottom());
+  new FileSource(element("attach"), element("file"), element("text"), element("drop"), (files) => uploads.add(files));
   element("close")?.addEventListener("click", () => launcher.close());
   addEventListener("keydown", (event) => event.key === "Escape" && !event.defaultPrevented && launcher.close());
   addEventListener("online", showConnection);
@@ -100,6 +122,11 @@ async function follow() {
   signal.addEventListener("abort", () => stream.stop());
 }
 
+async function renewLinks(seq) {
+  const { messages } = await conversation.history({ after: seq - 1, limit: 1 }).catch(() => ({ messages: [] }));
+  messages.filter((message) => message.seq === seq).forEach((message) => timeline.update(message));
+}
+
 async function newestPage(signal) {
   for (let failures = 0; !signal.aborted; failures += 1) {
     try {
@@ -119,6 +146,7 @@ function expire() {
   endTurn();
   element("earlier").hidden = true;
   timeline.beginAnew(texts.expired);
+  uploads.again();
   showWelcome();
 }
 
@@ -177,7 +205,9 @@ function changeConnection(state) {
   connected = state === "open";
   showConnection();
   clearTimeout(graceTimer);
-  if (connected) graceTimer = setTimeout(endTurn, GRACE);
+  if (!connected) return;
+  graceTimer = setTimeout(endTurn, GRACE);
+  if (timeline.waitsForFiles) refresh(); // what became of them meanwhile is not told again
 }
 
 // Quietly: a short break isn't worth a word.

@@ -1,5 +1,7 @@
 // The box a message is written in: it grows, counts near the limit, sends with Enter and knows the commands.
 
+import { fill } from "./dom.js";
+
 const COMMANDS = ["help", "new", "stop", "status"];
 
 export class Composer {
@@ -9,20 +11,26 @@ export class Composer {
   #counter;
   #options;
   #said;
+  #note;
   #texts;
   #limit;
+  #uploads;
   #onSend;
+  #waiting = null; // the text that is to be sent when the files are uploaded
   #chosen = -1;
 
-  constructor(form, texts, limit, onSend) {
+  // `uploads` are the files that go along; `onSend(text, files)`.
+  constructor(form, texts, limit, uploads, onSend) {
     this.#form = form;
     this.#area = form.querySelector("textarea");
     this.#send = form.querySelector("#send");
     this.#counter = form.querySelector("#counter");
     this.#options = form.querySelector("#commands");
     this.#said = form.querySelector("#said");
+    this.#note = form.querySelector("#note");
     this.#texts = texts;
     this.#limit = limit;
+    this.#uploads = uploads;
     this.#onSend = onSend;
     form.addEventListener("submit", (event) => this.#submit(event));
     this.#area.addEventListener("input", () => this.#look());
@@ -36,10 +44,41 @@ export class Composer {
     if (matchMedia("(pointer: fine)").matches) this.#area.focus();
   }
 
+  filesChanged() {
+    this.#look();
+    if (this.#waiting === null || this.#uploads.busy) return;
+    const text = this.#waiting;
+    const now = this.#area.value.trimStart();
+    this.#waiting = null;
+    this.note("");
+    if (this.#uploads.failed || (text === "" && this.#uploads.count === 0)) return;
+    this.#onSend(text, this.#uploads.take());
+    this.#write(now.startsWith(text) ? now.slice(text.length).trimStart() : now); // what was written since stays
+  }
+
+  // To be read out.
+  say(text) {
+    this.#said.textContent = text;
+  }
+
+  // To be shown, and read out.
+  note(text) {
+    this.#note.textContent = text;
+    this.#note.hidden = text === "";
+  }
+
   #submit(event) {
     event.preventDefault();
     if (this.#send.disabled) return;
-    this.#onSend(this.#area.value.trim());
+    const text = this.#area.value.trim();
+    const isCommand = COMMANDS.some((name) => `/${name}` === text);
+    if (this.#uploads.busy && !isCommand) {
+      this.#waiting = text;
+      this.note(this.#texts.sends_when_uploaded);
+      return;
+    }
+    if (!this.#uploads.busy) this.note("");
+    this.#onSend(text, isCommand ? [] : this.#uploads.take());
     this.#write("");
     this.#area.focus();
   }
@@ -78,7 +117,7 @@ export class Composer {
     const left = this.#limit - [...text.trim()].length;
     this.#grow();
     this.#count(left);
-    this.#send.disabled = text.trim() === "" || left < 0;
+    this.#send.disabled = (text.trim() === "" && this.#uploads.count === 0) || left < 0 || this.#uploads.failed;
     this.#showCommands(text);
   }
 
@@ -89,7 +128,7 @@ export class Composer {
 
   #count(left) {
     this.#counter.hidden = left > Math.min(200, this.#limit / 5);
-    this.#counter.textContent = fill(left < 0 ? this.#texts.too_long : this.#texts.characters_left, Math.abs(left));
+    this.#counter.textContent = fill(left < 0 ? this.#texts.too_long : this.#texts.characters_left, { count: Math.abs(left) });
     const wasTooLong = this.#area.ariaInvalid === "true";
     this.#area.ariaInvalid = left < 0;
     if (left < 0 && !wasTooLong) this.#said.textContent = this.#counter.textContent;
@@ -100,7 +139,7 @@ export class Composer {
     if (fitting.length === 0 || fitting.some((name) => `/${name}` === text)) return this.#hideCommands();
     this.#options.replaceChildren(...fitting.map((name) => this.#option(name)));
     this.#choose(-1);
-    if (this.#options.hidden) this.#said.textContent = fill(this.#texts.commands_shown, fitting.length);
+    if (this.#options.hidden) this.#said.textContent = fill(this.#texts.commands_shown, { count: fitting.length });
     this.#options.hidden = false;
   }
 
@@ -129,8 +168,4 @@ export class Composer {
     if (chosen) this.#area.setAttribute("aria-activedescendant", chosen.id);
     else this.#area.removeAttribute("aria-activedescendant");
   }
-}
-
-function fill(text, count) {
-  return text.replace("{count}", count);
 }

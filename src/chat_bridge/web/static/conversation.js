@@ -31,6 +31,7 @@ export class Store {
 export class Problem extends Error {
   constructor(status, reason, retryAfter) {
     super(reason);
+    this.status = status;
     this.passing = status === 401 || status === 408 || status === 429 || status >= 500;
     this.retryAfter = retryAfter;
   }
@@ -67,6 +68,33 @@ export class Conversation {
 
   history(query) {
     return this.#json(`/${this.#id}/messages?${new URLSearchParams(query)}`);
+  }
+
+  // A file for the next message. `onProgress` hears the share that is sent; fetch can't tell it.
+  async upload(file, onProgress, signal) {
+    if (!this.begun) await this.begin();
+    signal.throwIfAborted();
+    const token = this.#token;
+    const request = new XMLHttpRequest();
+    request.open("POST", `${API}/${this.#id}/uploads?${new URLSearchParams({ name: file.name })}`);
+    request.setRequestHeader("Authorization", `Bearer ${token}`);
+    request.setRequestHeader("Content-Type", file.type || "application/octet-stream");
+    request.upload.addEventListener("progress", ({ loaded, total }) => onProgress(total ? loaded / total : 1));
+    signal.addEventListener("abort", () => request.abort());
+    await new Promise((resolve) => {
+      request.addEventListener("loadend", resolve);
+      request.send(file);
+    });
+    if (request.status === 201) return JSON.parse(request.responseText);
+    if (request.status === 0) throw new Error(""); // no answer
+    if (request.status === 401) this.#expire(token);
+    const response = new Response(request.responseText, { status: request.status });
+    throw await problemOf(response, request.getResponseHeader("Retry-After"));
+  }
+
+  // No message will have it. Where that fails, it expires.
+  async forget(upload) {
+    await this.#fetch(`/${this.#id}/uploads/${upload}`, { method: "DELETE" }).catch(() => {});
   }
 
   events(lastEventId, signal) {
@@ -116,8 +144,8 @@ function post(body) {
   return { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(body) };
 }
 
-async function problemOf(response) {
+async function problemOf(response, retryAfter = response.headers.get("Retry-After")) {
   const problem = await response.json().catch(() => ({})); // a proxy in between may answer in HTML
   const reason = problem.detail ?? problem.title ?? `HTTP ${response.status}`;
-  return new Problem(response.status, reason, Number(response.headers.get("Retry-After")) || 0);
+  return new Problem(response.status, reason, Number(retryAfter) || 0);
 }

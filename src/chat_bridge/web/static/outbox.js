@@ -23,13 +23,14 @@ export class Outbox {
     this.#run();
   }
 
-  add(text) {
-    this.#enqueue({ client_msg_id: newId(), text });
+  // `attachments` are what the server said of uploads.
+  add(text, attachments = []) {
+    this.#enqueue({ client_msg_id: newId(), text, attachments });
   }
 
-  retry({ client_msg_id, text }) {
+  retry({ client_msg_id, text, attachments }) {
     this.settle(client_msg_id);
-    this.#enqueue({ client_msg_id, text });
+    this.#enqueue({ client_msg_id, text, attachments });
   }
 
   // The server has it, or the visitor gave it up.
@@ -60,19 +61,22 @@ export class Outbox {
   async #deliver(message) {
     for (let failures = 0; this.#messages.includes(message); failures += 1) {
       try {
-        const { client_msg_id, text } = message;
-        const receipt = await this.#send({ client_msg_id, text });
+        const { client_msg_id, text, attachments = [] } = message;
+        const uploads = attachments.map(({ id }) => ({ upload_id: id }));
+        const receipt = await this.#send({ client_msg_id, text, attachments: uploads });
         this.settle(client_msg_id);
         return this.#on.sent(message, receipt);
       } catch (error) {
-        if (error.passing === false) return this.#refuse(message, error.message);
+        if (error.passing === false) return this.#refuse(message, error);
         await waitBeforeRetry(failures, error.retryAfter);
       }
     }
   }
 
-  #refuse(message, reason) {
+  // Uploads that have ended, or are of another message, are not there the next time either.
+  #refuse(message, { message: reason, status }) {
     message.reason = reason;
+    message.final = Boolean(message.attachments?.length) && (status === 404 || status === 409);
     const others = this.#stored().filter((other) => other.client_msg_id !== message.client_msg_id);
     this.#store.change({ unsent: [...others, message] });
     this.#tell(message);

@@ -1,5 +1,7 @@
 // The messages on the page, strictly in the order of `seq` and each of them once; below them what is not sent yet.
 
+import { create } from "./dom.js";
+import { renderFiles, showAsLink } from "./files.js";
 import { renderMarkdown } from "./markdown.js";
 
 const COMMAND = /^\/\w+$/;
@@ -10,19 +12,26 @@ export class Timeline {
   #language;
   #onRetry;
   #onDiscard;
+  #linkAge;
+  #renew;
   #shown = []; // { seq, element }, ascending
   #unsent = new Map(); // client_msg_id -> element
 
-  constructor(log, texts, { onRetry, onDiscard }) {
+  // Links to files are good for `linkAge` milliseconds; `renew(seq)` reads a message again.
+  constructor(log, texts, { onRetry, onDiscard, linkAge, renew }) {
     this.#log = log;
     this.#texts = texts;
     this.#language = document.documentElement.lang;
     this.#onRetry = onRetry;
     this.#onDiscard = onDiscard;
+    this.#linkAge = linkAge;
+    this.#renew = renew;
     log.parentElement.addEventListener("click", ({ target }) => {
       const button = target.closest("button.copy");
       if (button) this.#copy(button);
     });
+    log.addEventListener("click", (event) => this.#open(event));
+    log.addEventListener("error", ({ target }) => this.#notShown(target), true); // it doesn't bubble
   }
 
   get empty() {
@@ -33,6 +42,10 @@ export class Timeline {
     return this.#shown[0]?.seq;
   }
 
+  get waitsForFiles() {
+    return this.#shown.some(({ files }) => files?.some(({ status }) => status === "waiting"));
+  }
+
   // Many at once, which are not read out.
   showHistory(messages) {
     this.#log.ariaLive = "off";
@@ -40,13 +53,20 @@ export class Timeline {
     setTimeout(() => (this.#log.ariaLive = "polite"), 500);
   }
 
-  // False when it was here before; then only its status may have changed.
+  // A message as it is now, if it is on the page.
+  update(message) {
+    const same = this.#shown.find(({ seq }) => seq === message.seq);
+    if (same) this.#showFiles(same, message.attachments);
+  }
+
+  // False when it was here before; then only its status and its files may have changed.
   show(message) {
     let after = this.#shown.length;
     while (after > 0 && this.#shown[after - 1].seq > message.seq) after -= 1;
     const same = this.#shown[after - 1];
     if (same?.seq === message.seq) {
       this.#foot(same.element, message);
+      this.#showFiles(same, message.attachments);
       return false;
     }
     const element = this.#unsent.get(message.client_msg_id) ?? this.#build(message);
@@ -55,7 +75,9 @@ export class Timeline {
     element.dataset.seq = message.seq;
     this.#foot(element, message);
     this.#place(element, this.#shown[after]?.element);
-    this.#shown.splice(after, 0, { seq: message.seq, element });
+    const shown = { seq: message.seq, element };
+    this.#showFiles(shown, message.attachments);
+    this.#shown.splice(after, 0, shown);
     return true;
   }
 
@@ -73,7 +95,7 @@ export class Timeline {
     element.classList.remove("waiting");
     this.#footOf(element, "polite").replaceChildren(
       create("span", "state", this.#texts.refused.replace("{reason}", message.reason)),
-      this.#choice(this.#texts.retry, () => this.#onRetry(message)),
+      ...(message.final ? [] : [this.#choice(this.#texts.retry, () => this.#onRetry(message))]),
       this.#choice(this.#texts.discard, () => this.#discard(message)),
     );
     this.#log.append(element);
@@ -100,6 +122,7 @@ export class Timeline {
     const known = this.#unsent.get(message.client_msg_id);
     if (known) return known;
     const element = this.#build({ ...message, direction: "inbound" });
+    this.#showFiles({ element }, message.attachments);
     this.#unsent.set(message.client_msg_id, element);
     return element;
   }
@@ -117,8 +140,47 @@ export class Timeline {
       body.append(renderMarkdown(text, this.#texts.copy));
       element.classList.toggle("quieter", Boolean(notice));
     }
+    body.hidden = text === "";
     element.append(create("span", !own && sender?.name ? "author" : "unseen", author), body, create("div", "foot"));
     return element;
+  }
+
+  // Again only for what has changed, or before its links end: what plays or is looked at stays as it is. What the
+  // upload said, without a status, is less than what the message says, which may have come before the receipt.
+  #showFiles(shown, files = []) {
+    if (shown.files && files.some(({ status }) => !status)) return;
+    const same = JSON.stringify(files.map(withoutLinks)) === JSON.stringify((shown.files ?? []).map(withoutLinks));
+    if (same && !this.#isOld(shown)) return;
+    shown.files = files;
+    shown.readAt = Date.now();
+    shown.element.querySelector(".files")?.remove();
+    if (files.length > 0) shown.element.querySelector(".body").after(renderFiles(files, this.#texts));
+  }
+
+  #isOld({ readAt = 0 }) {
+    return Date.now() - readAt > this.#linkAge;
+  }
+
+  #of(element) {
+    const article = element.closest("article");
+    return this.#shown.find((shown) => shown.element === article);
+  }
+
+  // A page that is open for long has links that have ended.
+  async #open(event) {
+    const anchor = event.target.closest("a[data-file]");
+    const shown = anchor && this.#of(anchor);
+    if (!shown || !this.#isOld(shown)) return;
+    event.preventDefault();
+    await this.#renew(shown.seq);
+    if (!this.#isOld(shown)) shown.element.querySelector(`a[data-file="${anchor.dataset.file}"]`)?.click();
+  }
+
+  #notShown(element) {
+    if (!element.closest(".files")) return;
+    const shown = this.#of(element);
+    if (shown && this.#isOld(shown)) this.#renew(shown.seq);
+    else showAsLink(element);
   }
 
   #foot(element, { created_at, status }) {
@@ -174,9 +236,6 @@ async function copyText(text) {
   }
 }
 
-function create(tag, className, text) {
-  const element = document.createElement(tag);
-  if (className) element.className = className;
-  if (text) element.textContent = text;
-  return element;
+function withoutLinks({ url, thumbnail_url, ...file }) {
+  return [file, Boolean(url), Boolean(thumbnail_url)];
 }

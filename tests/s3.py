@@ -1,4 +1,4 @@
-"""An S3 server for the tests of backups, a process of its own."""
+"""An S3 server for tests, a process of its own."""
 
 import asyncio
 import os
@@ -8,15 +8,14 @@ import sys
 import urllib.error
 import urllib.request
 from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
 from importlib.util import find_spec
-
-import pytest
 
 from tests.needs import unavailable
 
 
-@pytest.fixture
-async def bucket() -> AsyncGenerator[tuple[str, dict[str, str]]]:
+@asynccontextmanager
+async def running_s3() -> AsyncGenerator[tuple[str, dict[str, str]]]:
     """The URL of an empty bucket, and the environment that leads to it."""
     if find_spec("moto") is None or find_spec("flask_cors") is None:
         unavailable("moto is not installed")

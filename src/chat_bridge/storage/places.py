@@ -1,20 +1,25 @@
-"""Where backups are: a folder, or an object store. What is written appears whole, or not at all."""
+"""Where files are kept: a folder, or an object store. What is written appears whole, or not at all."""
 
 import os
 import secrets
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
+from datetime import timedelta
+from importlib import import_module
 from pathlib import Path
 from typing import Any, Protocol
 
-from chat_bridge.backup.manifest import BackupError
-from chat_bridge.backup.seal import BLOCK, Reader, Writer, library
+from chat_bridge.errors import PlaceError
 
+BLOCK = 1024 * 1024
 PART_BYTES = 16 * 1024 * 1024  # an object has 10,000 parts at the most
 PARTS_AT_ONCE = 4
+# The library's own three minutes are longer than anybody waits, and its calls can't be interrupted.
+RETRY = {"max_retries": 3, "retry_timeout": timedelta(seconds=20)}
 HALF = ".part"  # the end of a file's name while it is written
 
-# What an object store is told from `.env` too; more is read from the environment by the library itself.
+# What an object store is told from `.env` too, or from files (NAME_FILE); more is read from the environment by the
+# library itself.
 _CREDENTIALS = {
     "s3": (
         "AWS_ACCESS_KEY_ID",
@@ -25,10 +30,23 @@ _CREDENTIALS = {
     "gs": ("GOOGLE_SERVICE_ACCOUNT", "GOOGLE_SERVICE_ACCOUNT_KEY"),
     "az": ("AZURE_STORAGE_ACCOUNT_NAME", "AZURE_STORAGE_ACCOUNT_KEY", "AZURE_STORAGE_SAS_TOKEN"),
 }
+_OF_LIBRARY = ("AWS_", "GOOGLE_", "AZURE_")
+
+
+class Reader(Protocol):
+    """What bytes come from."""
+
+    def read(self, size: int = -1, /) -> bytes: ...
+
+
+class Writer(Protocol):
+    """What bytes go to."""
+
+    def write(self, data: bytes, /) -> int: ...
 
 
 class Place(Protocol):
-    """Files by their names, such as `ID/manifest.json`. Everything raises BackupError."""
+    """Files by their names, such as `ID/manifest.json`. Everything raises PlaceError."""
 
     def names(self) -> Sequence[str]:
         """All files, those left half written too."""
@@ -38,17 +56,21 @@ class Place(Protocol):
         """Write a file. It is there, safely stored, when the block ends well; otherwise it is not."""
         ...
 
-    def reading(self, name: str) -> AbstractContextManager[Reader]:
-        """Read a file from its beginning."""
+    def reading(self, name: str, start: int = 0, block: int = BLOCK) -> AbstractContextManager[Reader]:
+        """Read a file from one of its bytes on, about `block` of them being held meanwhile."""
         ...
 
     def delete(self, names: Sequence[str]) -> None:
-        """Remove these files, one after the other."""
+        """Remove these files, one after the other; one that is not there is no error."""
+        ...
+
+    def check(self) -> None:
+        """Raise PlaceError if it can't be used, as far as that shows without writing anything."""
         ...
 
 
 def open_place(to: str, environment: Mapping[str, str]) -> Place:
-    """The place that BACKUP_TO names. Raises BackupError."""
+    """The place that a setting names. Raises PlaceError."""
     scheme, is_url, _ = to.partition("://")
     return Bucket(to, _CREDENTIALS[scheme], environment) if is_url else Folder(Path(to).expanduser())
 
@@ -79,12 +101,16 @@ class Folder:
             except BaseException:
                 half.unlink(missing_ok=True)
                 raise
-            for folder in (path.parent, self._folder):
+            # Each may be new, and its name is in the one above it.
+            for folder in path.parents:
                 _sync(folder)
+                if folder == self._folder:
+                    break
 
     @contextmanager
-    def reading(self, name: str) -> Generator[Reader]:
-        with self._errors(), (self._folder / name).open("rb") as file:
+    def reading(self, name: str, start: int = 0, block: int = BLOCK) -> Generator[Reader]:
+        with self._errors(), (self._folder / name).open("rb", buffering=block) as file:
+            file.seek(start)
             yield file
 
     def delete(self, names: Sequence[str]) -> None:
@@ -92,15 +118,23 @@ class Folder:
             for name in names:
                 path = self._folder / name
                 path.unlink(missing_ok=True)
-                with suppress(OSError):  # it is not empty yet
-                    path.parent.rmdir()
+                # A backup's own folder goes with it. Deeper ones are for many: somebody may be about to write there.
+                if path.parent.parent == self._folder:
+                    with suppress(OSError):  # it is not empty yet
+                        path.parent.rmdir()
+
+    def check(self) -> None:
+        there = next(folder for folder in (self._folder, *self._folder.absolute().parents) if folder.exists())
+        with self._errors():
+            if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+                raise PermissionError(f"{there} can't be written to")
 
     @contextmanager
     def _errors(self) -> Generator[None]:
         try:
             yield
         except OSError as error:
-            raise BackupError(f"the folder {self._folder} can't be used ({error.strerror or error})") from error
+            raise PlaceError(f"the folder {self._folder} can't be used ({error.strerror or error})") from error
 
 
 class Bucket:
@@ -108,16 +142,21 @@ class Bucket:
 
     def __init__(self, url: str, credentials: Sequence[str], environment: Mapping[str, str]) -> None:
         self._url = url
-        self._obstore = library("obstore")
-        self._errors_of_library = library("obstore.exceptions").BaseError
-        config = {name.lower(): environment[name] for name in credentials if environment.get(name)}
+        # Imported where it is used: it takes a while, and has no types.
+        self._obstore: Any = import_module("obstore")
+        exceptions = import_module("obstore.exceptions")
+        self._errors_of_library: Any = exceptions.BaseError
+        self._not_found: Any = (exceptions.NotFoundError, FileNotFoundError)
+        config = {name.lower(): value for name in credentials if (value := _given(environment, name))}
         endpoint = environment.get("AWS_ENDPOINT_URL_S3") or environment.get("AWS_ENDPOINT_URL") or ""
         if endpoint and url.startswith("s3://"):
             config["aws_endpoint_url"] = endpoint
         # Without TLS only where the endpoint's own address says so.
-        plain = {"allow_http": endpoint.startswith("http://")}
-        with self._errors():
-            self._store = library("obstore.store").from_url(url, config=config, client_options=plain)
+        plain = {"allow_http": endpoint.startswith("http://"), "connect_timeout": "5s"}
+        with self._errors(), _only(environment):
+            self._store = import_module("obstore.store").from_url(
+                url, config=config, client_options=plain, retry_config=RETRY
+            )
 
     def names(self) -> Sequence[str]:
         with self._errors():
@@ -135,15 +174,21 @@ class Bucket:
             writer.close()
 
     @contextmanager
-    def reading(self, name: str) -> Generator[Reader]:
+    def reading(self, name: str, start: int = 0, block: int = BLOCK) -> Generator[Reader]:
         with self._errors():
-            chunks = self._obstore.get(self._store, name).stream(min_chunk_size=BLOCK)
+            options = {"range": {"offset": start}} if start else None
+            chunks = self._obstore.get(self._store, name, options=options).stream(min_chunk_size=block)
             yield _Chunks(iter(chunks))
 
     def delete(self, names: Sequence[str]) -> None:
         with self._errors():
             for name in names:
-                self._obstore.delete(self._store, name)
+                with suppress(*self._not_found):
+                    self._obstore.delete(self._store, name)
+
+    def check(self) -> None:
+        with self._errors():
+            next(iter(self._obstore.list(self._store, chunk_size=1)), None)
 
     @contextmanager
     def _errors(self) -> Generator[None]:
@@ -151,7 +196,7 @@ class Bucket:
             yield
         except (self._errors_of_library, OSError, ValueError) as error:
             reason = (str(error) or type(error).__name__).splitlines()[0]
-            raise BackupError(f"{self._url} can't be used: {reason}") from error
+            raise PlaceError(f"{self._url} can't be used: {reason}") from error
 
 
 class _Chunks:
@@ -166,6 +211,33 @@ class _Chunks:
             self._chunk = bytes(next(self._chunks, b""))
         piece, self._chunk = (self._chunk, b"") if size < 0 else (self._chunk[:size], self._chunk[size:])
         return piece
+
+
+@contextmanager
+def _only(environment: Mapping[str, str]) -> Generator[None]:
+    """Hide from the library what the process has for another place: it reads the environment too, when a store is
+    made."""
+    hidden = {
+        name: value
+        for name, value in os.environ.items()
+        if name.startswith(_OF_LIBRARY) and environment.get(name) != value
+    }
+    for name in hidden:
+        del os.environ[name]
+    try:
+        yield
+    finally:
+        os.environ.update(hidden)
+
+
+def _given(environment: Mapping[str, str], name: str) -> str | None:
+    if value := environment.get(name):
+        return value
+    file = environment.get(f"{name}_FILE")
+    try:
+        return Path(file).read_text(encoding="utf-8").strip() if file else None
+    except (OSError, UnicodeDecodeError):
+        raise PlaceError(f"{name}_FILE: {file} can't be read") from None
 
 
 def _sync(folder: Path) -> None:

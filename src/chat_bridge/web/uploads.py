@@ -1,0 +1,190 @@
+"""Uploads: files that come in before the message that will have them."""
+
+import re
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import Annotated, Any, Literal
+from uuid import UUID
+
+from fastapi import APIRouter, Query, Request
+from pydantic import BaseModel
+
+from chat_bridge.bridge.keep import NotKeptError, TypeNotTakenError
+from chat_bridge.errors import PlaceError, StorageError
+from chat_bridge.model import Attachment, AttachmentId, ConversationId, Seq
+from chat_bridge.platforms import webchat
+from chat_bridge.storage import attachments, messages, uploads
+from chat_bridge.storage.attachments import Content
+from chat_bridge.telemetry import ATTACHMENT_BYTES, ATTACHMENTS, log
+from chat_bridge.web.admission import Shares
+from chat_bridge.web.attachments import kind_of, plain_name
+from chat_bridge.web.auth import Caller, ConversationPath, Used, Visitor, caller_address, limit_sending
+from chat_bridge.web.problems import RETRY_SECONDS, Problem, problem_responses
+
+# What may lie in a conversation without a message: more than one message may have. It expires after a day.
+MOST_FILES = 20
+MOST_BYTES = 10  # times ATTACHMENT_MAX_BYTES
+AWAY = {"Retry-After": str(RETRY_SECONDS)}
+_MIME_TYPE = re.compile(r"[a-z0-9][a-z0-9!#$&^_.+-]{0,63}/[a-z0-9][a-z0-9!#$&^_.+-]{0,126}")
+_BODY: dict[str, Any] = {
+    "required": True,
+    "content": {"*/*": {"schema": {"type": "string", "format": "binary", "minLength": 1}}},
+}
+
+router = APIRouter(tags=["chat"])
+
+
+class Upload(BaseModel):
+    """A file that a message may name now, once: its type and size are what its bytes say."""
+
+    id: UUID
+    kind: Literal["image", "audio", "video", "file"]
+    mime_type: str
+    name: str | None
+    size: int
+    width: int | None
+    height: int | None
+
+
+@router.post(
+    "/chat/{conversation}/uploads",
+    status_code=201,
+    responses=problem_responses(400, 401, 403, 408, 413, 415, 422, 429, 503),
+    openapi_extra={"requestBody": _BODY},
+    summary="Upload a file",
+)
+async def upload(
+    conversation: ConversationPath,
+    caller: Caller,
+    used: Used,
+    request: Request,
+    name: Annotated[str, Query(description="The file's name, percent-encoded UTF-8.")] = "",
+) -> Upload:
+    """Keep a file for a message that will be sent within a day. The body is the file itself, as it is. When too many
+    wait for a message, the oldest are forgotten."""
+    await limit_sending(used, request, caller, "uploads", conversation)
+    where, length = webchat.address(conversation).id, request.headers.get("content-length", "")
+    told = Attachment(
+        kind=kind_of(said := _said(request)),
+        mime_type=said,
+        ref="",
+        name=plain_name(name),
+        size=int(length) if length.isdecimal() else None,
+    )
+    of_address: Shares = request.app.state.uploads
+    of_conversation: Shares = request.app.state.uploads_here
+    address = caller_address(request) if isinstance(caller, Visitor) else None
+    with of_address.place(address), of_conversation.place(conversation):
+        upload, content = await _keep(used, where, told, request)
+    ATTACHMENTS.labels(webchat.NAME, "stored").inc()
+    ATTACHMENT_BYTES.labels(webchat.NAME).inc(content.size)
+    log.info(
+        "attachment.stored",
+        size=content.size,
+        mime_type=content.mime_type,
+        attachment=str(upload),
+        conversation=str(where),
+    )
+    return Upload(
+        id=upload,
+        kind=kind_of(content.mime_type),
+        mime_type=content.mime_type,
+        name=told.name,
+        size=content.size,
+        width=content.width,
+        height=content.height,
+    )
+
+
+@router.delete(
+    "/chat/{conversation}/uploads/{upload_id}",
+    status_code=204,
+    responses=problem_responses(401, 403, 404, 422, 503),
+    summary="Take back an upload",
+)
+async def take_back(conversation: ConversationPath, upload_id: UUID, _caller: Caller, used: Used) -> None:
+    """Forget a file that no message will have."""
+    where = webchat.address(conversation).id
+    if not await uploads.forget(used.store.database, where, AttachmentId(upload_id)):
+        raise Problem(404, "This conversation has no such upload, or a message has it.")
+
+
+async def of_message(
+    used: Used, conversation: ConversationId, ids: Sequence[AttachmentId], client_msg_id: str
+) -> Sequence[Attachment]:
+    """The uploads that a message names, as its files. Raises Problem for those that it can't have. Two messages that
+    name one upload in the same moment may both show it; it stays the first one's."""
+    if not ids:
+        return ()
+    named = [Attachment("file", "", attachments.upload_ref(each)) for each in ids]
+    found = await attachments.of(used.store.database, conversation, named)
+    files: list[Attachment] = []
+    for number, each in enumerate(named):
+        upload = found.get(attachments.key(each))
+        if upload is None:
+            raise Problem(404, f"attachments.{number}: this conversation has no such upload; it may have expired.")
+        if upload.content is None:
+            raise Problem(409, f"attachments.{number}: the upload is not complete.")
+        if upload.seq is not None and not await _is_of(used, conversation, upload.seq, client_msg_id):
+            raise Problem(409, f"attachments.{number}: another message has this upload; upload the file again.")
+        content = upload.content
+        files.append(
+            Attachment(
+                kind=kind_of(content.mime_type),
+                mime_type=content.mime_type,
+                ref=each.ref,
+                name=upload.attachment.name,
+                size=content.size,
+            )
+        )
+    return files
+
+
+async def are_of(used: Used, conversation: ConversationId, seq: Seq, ids: Sequence[AttachmentId]) -> bool:
+    """Whether a message has these files, and no others."""
+    found = await messages.history(used.store.database, conversation, before=Seq(seq + 1), limit=1)
+    refs = [file.ref for message in found for file in message.attachments]
+    return refs == [attachments.upload_ref(each) for each in ids]
+
+
+async def _is_of(used: Used, conversation: ConversationId, seq: Seq, client_msg_id: str) -> bool:
+    """Whether this is that message: then it is sent once more."""
+    found = await messages.history(used.store.database, conversation, before=Seq(seq + 1), limit=1)
+    return bool(found) and found[0].seq == seq and found[0].event_key == client_msg_id
+
+
+async def _keep(used: Used, where: ConversationId, told: Attachment, request: Request) -> tuple[AttachmentId, Content]:
+    database = used.store.database
+    # A row first: what it names can't be forgotten.
+    upload = await attachments.add_upload(database, where, told)
+    try:
+        content = await used.keeper.keep(request.stream(), told.mime_type)
+        if not await attachments.stored(database, where, upload, content):
+            raise Problem(503, "The file could not be kept. Please try again.", AWAY)
+    except BaseException as error:
+        with suppress(StorageError):  # then it expires
+            await attachments.drop_upload(database, where, upload)
+        if isinstance(error, NotKeptError):
+            log.info("upload.refused", reason=str(error), conversation=str(where))
+            raise _not_kept(error) from None
+        if isinstance(error, PlaceError):
+            log.error("attachment.not_stored", reason=str(error), conversation=str(where))
+            raise Problem(503, "The file can't be stored at the moment. Please try again.", AWAY) from None
+        raise
+    largest = used.settings.attachment_max_bytes
+    if forgotten := await uploads.forget_old(database, where, MOST_FILES, MOST_BYTES * largest, largest):
+        log.info("uploads.forgotten", files=forgotten, conversation=str(where))
+    return upload, content
+
+
+def _not_kept(error: NotKeptError) -> Problem:
+    if not error.for_good:
+        return Problem(503, f"The file was not kept: {error}. Please try again.", AWAY)
+    status = 415 if isinstance(error, TypeNotTakenError) else 422
+    return Problem(status, f"The file was not kept: {error}.")
+
+
+def _said(request: Request) -> str:
+    """The type that the sender tells, if it is one."""
+    said = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    return said if _MIME_TYPE.fullmatch(said) else "application/octet-stream"
