@@ -56,6 +56,10 @@ class Receiver:
 
     async def _receive_in_order(self, events: Sequence[InboundEvent]) -> None:
         for event in events:
+            if event.moved_from is not None:
+                # First of all: the delivery of an answer meets the move too, and must not come between.
+                await self._move(event)
+        for event in events:
             await self.receive(event)
             if event.reply_handle is not None:
                 platform = self._platforms[event.address.platform]

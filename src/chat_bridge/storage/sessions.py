@@ -126,8 +126,8 @@ async def say(
 
 async def move(database: Database, old: Address, new: Address) -> bool:
     """The platform gave a conversation a new id: everything of it moves there, and a turn that runs is taken away.
-    False: there is nothing under the old id. If the new id is in use already, the old sessions become the past of the
-    new one."""
+    False: there is nothing under the old id; what comes late is known all the same. If the new id is in use already,
+    the old sessions become the past of the new one."""
     # The new id may come into use meanwhile. A batch that made it known and then waits for the old one is in a ring
     # with the move: PostgreSQL ends that after deadlock_timeout, and one of them begins again.
     return await win(lambda: _move(database, old, new))
@@ -138,6 +138,7 @@ async def _move(database: Database, old: Address, new: Address) -> bool:
         held = await transaction.fetch("lock_conversations", [old.id, new.id])
         places = {row["conversation_id"] for row in held}
         if old.id not in places:
+            await transaction.fetch("note_move", old.id, storable(new.conversation))
             return False
         if new.id in places:
             await transaction.fetch("follow_conversation", old.id, new.id, storable(new.conversation))
