@@ -59,9 +59,7 @@ class Manifest:
 
     def to_json(self) -> bytes:
         """As it is stored."""
-        # Files of messages are in a bucket of their own, and no backup holds any: a place for them in the format.
-        whole: dict[str, Any] = {"format": FORMAT, **asdict(self), "attachments": []}
-        return json.dumps(whole, indent=2, ensure_ascii=False).encode()
+        return json.dumps({"format": FORMAT, **asdict(self)}, indent=2, ensure_ascii=False).encode()
 
 
 def from_json(text: bytes) -> Manifest:
