@@ -103,6 +103,19 @@ class Attachment:
     expires_at: datetime | None = None
 
 
+def kind_of(mime_type: str) -> Literal["image", "audio", "video", "file"]:
+    """What sort of file a MIME type stands for."""
+    match mime_type.partition("/")[0].lower():
+        case "image":
+            return "image"
+        case "audio":
+            return "audio"
+        case "video":
+            return "video"
+        case _:
+            return "file"
+
+
 class EventKind(StrEnum):
     """What a platform told us, after normalising."""
 

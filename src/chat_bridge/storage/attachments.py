@@ -181,6 +181,21 @@ async def drop_upload(database: Database, conversation: ConversationId, attachme
     await database.fetch("drop_upload", conversation, attachment_id)
 
 
+async def forget_old_uploads(
+    database: Database, conversation: ConversationId, most_files: int, most_bytes: int, largest: int
+) -> int:
+    """Forget the oldest uploads that no message has and that are too many, or too large together; how many those were.
+    `largest` is what one counts that is coming in without its size."""
+    row = await database.fetch_one("forget_old_uploads", conversation, largest, most_files, most_bytes)
+    assert row is not None
+    return row["forgotten"]
+
+
+async def forget_upload(database: Database, conversation: ConversationId, upload: AttachmentId) -> bool:
+    """Forget an upload. False: there is none, or a message has it."""
+    return await database.fetch_one("forget_upload", conversation, upload) is not None
+
+
 async def of(
     database: Database, conversation: ConversationId, files: Iterable[Attachment]
 ) -> Mapping[bytes, StoredAttachment]:

@@ -21,7 +21,7 @@ from pydantic import BaseModel, Field
 from starlette.types import Message, Receive, Scope, Send
 
 from chat_bridge.errors import PlaceError
-from chat_bridge.model import Attachment, AttachmentId, ConversationId, StoredMessage
+from chat_bridge.model import Attachment, AttachmentId, ConversationId, StoredMessage, kind_of
 from chat_bridge.platforms import webchat
 from chat_bridge.storage import attachments, messages
 from chat_bridge.storage.attachments import Content, StoredAttachment
@@ -75,19 +75,6 @@ class AttachmentView(BaseModel):
     reason: str | None = Field(None, description="Why it can't be had, or not yet.")
     url: str | None = None
     thumbnail_url: str | None = None
-
-
-def kind_of(mime_type: str) -> Literal["image", "audio", "video", "file"]:
-    """What sort of file this is."""
-    match mime_type.partition("/")[0]:
-        case "image":
-            return "image"
-        case "audio":
-            return "audio"
-        case "video":
-            return "video"
-        case _:
-            return "file"
 
 
 def plain_name(name: str) -> str | None:

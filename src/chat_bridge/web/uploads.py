@@ -11,13 +11,13 @@ from pydantic import BaseModel
 
 from chat_bridge.bridge.keep import NotKeptError, TypeNotTakenError
 from chat_bridge.errors import PlaceError, StorageError
-from chat_bridge.model import Attachment, AttachmentId, ConversationId, Seq
+from chat_bridge.model import Attachment, AttachmentId, ConversationId, Seq, kind_of
 from chat_bridge.platforms import webchat
-from chat_bridge.storage import attachments, messages, uploads
+from chat_bridge.storage import attachments, messages
 from chat_bridge.storage.attachments import Content
 from chat_bridge.telemetry import ATTACHMENT_BYTES, ATTACHMENTS, log
 from chat_bridge.web.admission import Shares
-from chat_bridge.web.attachments import kind_of, plain_name
+from chat_bridge.web.attachments import plain_name
 from chat_bridge.web.auth import Caller, ConversationPath, Used, Visitor, caller_address, limit_sending
 from chat_bridge.web.problems import RETRY_SECONDS, Problem, problem_responses
 
@@ -105,7 +105,7 @@ async def upload(
 async def take_back(conversation: ConversationPath, upload_id: UUID, _caller: Caller, used: Used) -> None:
     """Forget a file that no message will have."""
     where = webchat.address(conversation).id
-    if not await uploads.forget(used.store.database, where, AttachmentId(upload_id)):
+    if not await attachments.forget_upload(used.store.database, where, AttachmentId(upload_id)):
         raise Problem(404, "This conversation has no such upload, or a message has it.")
 
 
@@ -172,7 +172,7 @@ async def _keep(used: Used, where: ConversationId, told: Attachment, request: Re
             raise Problem(503, "The file can't be stored at the moment. Please try again.", AWAY) from None
         raise
     largest = used.settings.attachment_max_bytes
-    if forgotten := await uploads.forget_old(database, where, MOST_FILES, MOST_BYTES * largest, largest):
+    if forgotten := await attachments.forget_old_uploads(database, where, MOST_FILES, MOST_BYTES * largest, largest):
         log.info("uploads.forgotten", files=forgotten, conversation=str(where))
     return upload, content
 

@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from functools import partial
 from typing import Any, Literal, cast
 
-from chat_bridge.model import Address, Attachment, EventKind, InboundEvent, User
+from chat_bridge.model import Address, Attachment, EventKind, InboundEvent, User, kind_of
 
 ALLOWED_UPDATES = [
     "message",
@@ -323,7 +323,7 @@ def _file(file: object, kind: Literal["image", "audio", "video"] | None, mime_ty
     if ref is None:
         return None
     return Attachment(
-        kind=kind or _kind(mime_type),
+        kind=kind or kind_of(mime_type),
         mime_type=mime_type,
         ref=ref,
         name=_text(_at(file, "file_name")),
@@ -331,18 +331,6 @@ def _file(file: object, kind: Literal["image", "audio", "video"] | None, mime_ty
         same_file=_text(_at(file, "file_unique_id")),
         needs_auth=True,
     )
-
-
-def _kind(mime_type: str) -> Literal["image", "audio", "video", "file"]:
-    match mime_type.partition("/")[0].lower():
-        case "image":
-            return "image"
-        case "audio":
-            return "audio"
-        case "video":
-            return "video"
-        case _:
-            return "file"
 
 
 def _sticker_type(sticker: object) -> str:
