@@ -45,7 +45,7 @@ RULES_BROKEN = [
 
 def broken(environ: dict[str, str] | None = None, **settings: str) -> list[Risk]:
     """The rules that production with these settings breaks; `environ`: PostgreSQL's own variables."""
-    return list(risks(load_settings({**PRODUCTION, **settings}, None), environ or {}))
+    return list(risks(load_settings({**PRODUCTION, **settings}, None), environ or {}, None))
 
 
 def test_good_settings_break_no_rule() -> None:
@@ -120,6 +120,65 @@ def test_a_network_of_trusted_machines_is_said_for_each_server() -> None:
     assert {risk.setting for risk in broken(**plain)} == {"DATABASE_URL", "REDIS_URL"}
     assert {risk.setting for risk in broken(**plain, CHAT_BRIDGE_PRIVATE_NETWORK="database")} == {"REDIS_URL"}
     assert broken(**plain, CHAT_BRIDGE_PRIVATE_NETWORK="database,redis") == []
+
+
+FILES = {"ATTACHMENT_BUCKET": "files"}
+HTTP, HTTPS = ({"AWS_ENDPOINT_URL_S3": f"{scheme}://s3.example:9000"} for scheme in ("http", "https"))
+
+
+@pytest.mark.parametrize(
+    ("settings", "environ", "setting", "reason"),
+    [
+        (FILES, {"AWS_SECRET_ACCESS_KEY": "minioadmin"}, "AWS_SECRET_ACCESS_KEY", "it has fewer than 12 characters"),
+        (FILES, {"AWS_SECRET_ACCESS_KEY": "rustfs-rustfs"}, "AWS_SECRET_ACCESS_KEY", "it is among the first"),
+        (
+            FILES,
+            {"AWS_ACCESS_KEY_ID": "GK31c2f218a2e4", "AWS_SECRET_ACCESS_KEY": "GK31c2f218a2e4"},
+            "AWS_SECRET_ACCESS_KEY",
+            "it is among the first",
+        ),
+        (
+            {**FILES, "BACKUP_TO": "s3://backups"},
+            {"ATTACHMENT_AWS_SECRET_ACCESS_KEY": "minioadmin123", "AWS_SECRET_ACCESS_KEY": PASSWORD},
+            "ATTACHMENT_AWS_SECRET_ACCESS_KEY",
+            "it is among the first",
+        ),
+        ({"BACKUP_TO": "s3://backups"}, HTTP, "BACKUP_TO", "there is no TLS to s3.example"),
+        (FILES, {"AWS_ENDPOINT": "http://s3.example"}, "ATTACHMENT_BUCKET", "there is no TLS to s3.example"),
+        (
+            {**FILES, "BACKUP_TO": "s3://backups"},
+            {**HTTPS, "ATTACHMENT_AWS_ENDPOINT_URL": "http://s3.example"},
+            "ATTACHMENT_BUCKET",
+            "there is no TLS to s3.example",
+        ),
+        (FILES, {"AWS_SECRET_ACCESS_KEY_FILE": "/nowhere/key"}, "ATTACHMENT_BUCKET", "AWS_SECRET_ACCESS_KEY_FILE:"),
+    ],
+)
+def test_an_object_store(settings: dict[str, str], environ: dict[str, str], setting: str, reason: str) -> None:
+    (risk,) = broken(environ, **settings)
+    assert (risk.setting, risk.status) == (setting, "problem")
+    assert risk.reason.startswith(reason)
+
+
+def test_an_object_store_that_is_safe(tmp_path: Path) -> None:
+    both = {"ATTACHMENT_BUCKET": "s3://files", "BACKUP_TO": "s3://backups/bridge"}
+    file = tmp_path / "key"
+    file.write_text(f"{PASSWORD}\n")
+    assert broken({**HTTPS, "AWS_SECRET_ACCESS_KEY_FILE": str(file)}, **both) == []
+    assert broken({"AWS_ENDPOINT_URL_S3": "http://localhost:9000", "AWS_SECRET_ACCESS_KEY": PASSWORD}, **both) == []
+    assert broken(HTTP, **both, CHAT_BRIDGE_PRIVATE_NETWORK="storage") == []
+    # Who has no place in a bucket may have any variables; and elsewhere the keys are given out.
+    bad = {**HTTP, "AWS_SECRET_ACCESS_KEY": "minioadmin"}
+    assert broken(bad, ATTACHMENT_BUCKET=str(tmp_path), BACKUP_TO="gs://backups") == []
+
+
+def test_a_bad_key_is_told_once_and_read_from_all_places(tmp_path: Path) -> None:
+    both = load_settings({**PRODUCTION, "ATTACHMENT_BUCKET": "files", "BACKUP_TO": "s3://backups"}, None)
+    (tmp_path / "key").write_text("minioadmin\n")
+    (tmp_path / ".env").write_text(f"AWS_SECRET_ACCESS_KEY_FILE={tmp_path / 'key'}\n")
+    (risk,) = risks(both, {}, tmp_path / ".env")
+    assert risk.setting == "AWS_SECRET_ACCESS_KEY"
+    assert "minioadmin" not in str(risk)
 
 
 def test_a_private_network_makes_no_password_better() -> None:

@@ -10,8 +10,10 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 
 from pydantic import SecretStr
 
-from chat_bridge.errors import SettingsError
-from chat_bridge.settings import Settings, redis_place
+from chat_bridge.errors import PlaceError, SettingsError
+from chat_bridge.settings import Settings, environment, redis_place
+from chat_bridge.storage.blobs import own_environment, place_of
+from chat_bridge.storage.places import credential, s3_endpoint
 
 SHORTEST_PASSWORD = 12
 SHORTEST_TOKEN = 16
@@ -19,9 +21,9 @@ FEWEST_SIGNS = 6
 # A password of nothing but these, digits and punctuation is tried early by who guesses, or stands in an example.
 _GUESSED = re.compile(
     "(?:a|abc|admin|administrator|agent|agoric|api|bot|bridge|change|changeit|chat|database|db|default|demo|dev"
-    "|development|example|guest|hello|here|in|key|letmein|local|localhost|long|login|master|me|my|pass|password|please"
-    "|postgres|postgresql|prod|production|qwerty|random|redis|replace|root|secret|sql|string|telegram|test|text|the"
-    "|this|to|token|user|webhook|welcome|with|your)*"
+    "|development|example|guest|hello|here|in|key|letmein|local|localhost|long|login|master|me|minio|my|pass|password"
+    "|please|postgres|postgresql|prod|production|qwerty|random|redis|replace|root|rustfs|secret|sql|storage|string"
+    "|telegram|test|text|the|this|to|token|user|webhook|welcome|with|your)*"
 )
 
 
@@ -60,14 +62,19 @@ def require_safe(settings: Settings) -> None:
         raise SettingsError(f"CHAT_BRIDGE_ENV=production can't run like this; nothing was started:\n{lines}")
 
 
-def risks(settings: Settings, environ: Mapping[str, str] = os.environ) -> Sequence[Risk]:
-    """Every rule that the settings break; none outside of production. `environ` has PostgreSQL's own variables."""
+def risks(
+    settings: Settings, environ: Mapping[str, str] = os.environ, dotenv: Path | None = Path(".env")
+) -> Sequence[Risk]:
+    """Every rule that the settings break; none outside of production. `environ` has PostgreSQL's own variables, and
+    with `dotenv` those of object stores."""
     if settings.env != "production":
         return []
     found = list(_hidden_risks(settings, environ))
     for way in _ways(settings, environ):
         found += _network_risks(way, private=way.name in settings.private_network)
         found += _entry_risks(way, private=way.name in settings.private_network)
+    # Files and backups may use the same credentials.
+    found += dict.fromkeys(_storage_risks(settings, environment(environ, dotenv)))
     return [*found, *_secret_risks(settings), *_openness_risks(settings)]
 
 
@@ -165,6 +172,35 @@ def _on_this_machine(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return False
+
+
+def _storage_risks(settings: Settings, given: Mapping[str, str]) -> Iterator[Risk]:
+    """An S3 server may be anybody's own; those who run the others give out good keys, and talk TLS."""
+    places = [
+        ("BACKUP_TO", settings.backup_to or "", ("", given)),
+        ("ATTACHMENT_BUCKET", place_of(settings.attachment_bucket or "."), own_environment(given)),
+    ]
+    for setting, place, (before, credentials) in places:
+        if not place.startswith("s3://"):
+            continue
+        endpoint = urlsplit(s3_endpoint(credentials))
+        host = endpoint.hostname or ""
+        if endpoint.scheme == "http" and not _on_this_machine(host) and "storage" not in settings.private_network:
+            reason = f"there is no TLS to {host}: who is on the way can read files"
+            fix = (
+                "Use an https:// endpoint; or say CHAT_BRIDGE_PRIVATE_NETWORK=storage if it is a network of trusted "
+                "machines"
+            )
+            yield Risk(setting, reason, fix)
+        name = "AWS_SECRET_ACCESS_KEY"
+        try:
+            secret = credential(credentials, name)
+            account = credential(credentials, "AWS_ACCESS_KEY_ID") or ""
+        except PlaceError as error:
+            yield Risk(setting, str(error), "Mount that file, and let the bridge's user read it")
+            continue
+        if secret and (flaw := _flaw(secret, SHORTEST_PASSWORD, [account])):
+            yield Risk(f"{before}{name}", f"it {flaw}", "Give the server another one: openssl rand -hex 24")
 
 
 def _secret_risks(settings: Settings) -> Iterator[Risk]:

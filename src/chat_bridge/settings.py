@@ -393,12 +393,14 @@ class Settings(BaseModel):
         "lists the rules.",
         "production",
     )
-    private_network: Annotated[tuple[Literal["database", "redis"], ...], BeforeValidator(_comma_list)] = _setting(
-        (),
-        "CHAT_BRIDGE_PRIVATE_NETWORK",
-        "What is reached over a network of trusted machines only, and so needs no TLS in production: `database`, "
-        "`redis`, or both with a comma.",
-        "database,redis",
+    private_network: Annotated[tuple[Literal["database", "redis", "storage"], ...], BeforeValidator(_comma_list)] = (
+        _setting(
+            (),
+            "CHAT_BRIDGE_PRIVATE_NETWORK",
+            "What is reached over a network of trusted machines only, and so needs no TLS in production: `database`, "
+            "`redis`, `storage` (of files and backups), or some of them with commas.",
+            "database,redis",
+        )
     )
     api_docs: bool | None = _setting(
         None,

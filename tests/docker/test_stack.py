@@ -190,6 +190,18 @@ async def test_a_killed_bridge_comes_back_and_answers_what_waits(stack: Stack) -
         assert await chat.until(4) == ["> before", "before", "> when it dies", "when it dies"]
 
 
+@pytest.mark.parametrize(("service", "options"), [("postgres", ["--user", "postgres"]), ("redis", []), ("s3", [])])
+async def test_a_server_that_dies_comes_back(stack: Stack, service: str, options: list[str]) -> None:
+    [before] = stack.containers(service)
+    # All but its first process, which ends with its child.
+    stack.tried("exec", "--no-TTY", *options, service, "sh", "-c", "kill -9 -1")
+    await until(lambda: stack.containers(service)[0]["RestartCount"] > before["RestartCount"])
+    await until(lambda: {stack.health(service), stack.health("app")} == {"healthy"})
+    async with visiting(stack.url()) as chat:
+        await say(chat, "after", "1")
+        assert await chat.until(2) == ["> after", "after"]
+
+
 async def test_health_follows_the_database(stack: Stack) -> None:
     async with visiting(stack.url()) as chat:
         await say(chat, "before", "1")

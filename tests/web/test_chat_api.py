@@ -316,7 +316,7 @@ async def test_the_rate_of_an_address_behind_a_proxy(strict_bridge: BridgeProces
     assert await begin(strict_bridge.url, 2, "192.0.2.2") == [(201, None)] * 2
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="only Linux listens on all of 127.0.0.0/8")
+@pytest.mark.skipif(sys.platform != "linux", reason="skipped, because only Linux listens on all of 127.0.0.0/8")
 async def test_a_stranger_is_not_believed_about_its_address(strict_bridge: BridgeProcess) -> None:
     answers = [
         answer

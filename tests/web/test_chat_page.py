@@ -690,6 +690,9 @@ async def test_a_phone_shows_the_embedded_chat_on_the_whole_screen(browser: Brow
             page = await visit(browser, origin, **phone)
             panel = page.get_by_role("dialog")
             await expect(panel).to_be_visible()
+            await panel.evaluate(
+                "(panel) => Promise.all(panel.getAnimations().map((each) => each.finished)).then(() => {})"
+            )
             assert await panel.bounding_box() == {"x": 0, "y": 0, "width": 390, "height": 780}
             await expect(page.get_by_role("button", name="Chat", exact=True)).to_be_hidden()
             await page.frame_locator("iframe").get_by_role("button", name="Close the chat").tap()

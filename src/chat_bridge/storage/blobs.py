@@ -77,15 +77,24 @@ class Blobs:
 
 
 def open_blobs(bucket: str | None, data_dir: Path, environment: Mapping[str, str]) -> Blobs:
-    """Where ATTACHMENT_BUCKET says (a bare name is a bucket of S3), else in a folder of ours. Raises PlaceError.
-
-    Credentials with ATTACHMENT_ before their names are for attachments alone, as backups may lie elsewhere; where there
-    are some, the others don't count."""
+    """Where ATTACHMENT_BUCKET says, else in a folder of ours. Raises PlaceError."""
     if bucket is None:
-        to = str(data_dir / "attachments")
-    else:
-        to = bucket if "://" in bucket or bucket.startswith(("/", "~", ".")) else f"s3://{bucket}"
+        return Blobs(open_place(str(data_dir / "attachments"), environment))
+    _, own = own_environment(environment)
+    return Blobs(open_place(place_of(bucket), own))
+
+
+def place_of(bucket: str) -> str:
+    """What ATTACHMENT_BUCKET means: a bare name is a bucket of S3."""
+    return bucket if "://" in bucket or bucket.startswith(("/", "~", ".")) else f"s3://{bucket}"
+
+
+def own_environment(environment: Mapping[str, str]) -> tuple[str, Mapping[str, str]]:
+    """The credentials of attachments, and what stands before their names.
+
+    Those with ATTACHMENT_ are for attachments alone, as backups may lie elsewhere; where there are some, the others
+    don't count."""
     own = {
         name.removeprefix(_OWN): value for name, value in environment.items() if _OWN_CREDENTIALS.match(name) and value
     }
-    return Blobs(open_place(to, own or environment))
+    return (_OWN, own) if own else ("", environment)

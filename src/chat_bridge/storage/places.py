@@ -31,6 +31,7 @@ _CREDENTIALS = {
     "az": ("AZURE_STORAGE_ACCOUNT_NAME", "AZURE_STORAGE_ACCOUNT_KEY", "AZURE_STORAGE_SAS_TOKEN"),
 }
 _OF_LIBRARY = ("AWS_", "GOOGLE_", "AZURE_")
+_ENDPOINTS = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT")
 
 
 class Reader(Protocol):
@@ -147,8 +148,8 @@ class Bucket:
         exceptions = import_module("obstore.exceptions")
         self._errors_of_library: Any = exceptions.BaseError
         self._not_found: Any = (exceptions.NotFoundError, FileNotFoundError)
-        config = {name.lower(): value for name in credentials if (value := _given(environment, name))}
-        endpoint = environment.get("AWS_ENDPOINT_URL_S3") or environment.get("AWS_ENDPOINT_URL") or ""
+        config = {name.lower(): value for name in credentials if (value := credential(environment, name))}
+        endpoint = s3_endpoint(environment)
         if endpoint and url.startswith("s3://"):
             config["aws_endpoint_url"] = endpoint
         # Without TLS only where the endpoint's own address says so.
@@ -230,7 +231,13 @@ def _only(environment: Mapping[str, str]) -> Generator[None]:
         os.environ.update(hidden)
 
 
-def _given(environment: Mapping[str, str], name: str) -> str | None:
+def s3_endpoint(environment: Mapping[str, str]) -> str:
+    """The URL of an S3 server; empty for Amazon's own."""
+    return next((environment[name] for name in _ENDPOINTS if environment.get(name)), "")
+
+
+def credential(environment: Mapping[str, str], name: str) -> str | None:
+    """What a variable says, or the file that its `_FILE` names. Raises PlaceError."""
     if value := environment.get(name):
         return value
     file = environment.get(f"{name}_FILE")
