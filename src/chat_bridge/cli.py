@@ -1,5 +1,5 @@
 """The command line: `chat-bridge serve | doctor | migrate | config | explain | dlq | backup | import | export |
-search | search-index | version`."""
+search | search-index | retention | hold | erase | version`."""
 
 import asyncio
 import signal
@@ -15,7 +15,7 @@ from uuid import UUID
 
 import typer
 
-from chat_bridge import dlq, search
+from chat_bridge import dlq, retention, search
 from chat_bridge.backup.manifest import BackupError, Manifest
 from chat_bridge.backup.restore import restore, verify
 from chat_bridge.backup.vault import Vault, open_vault
@@ -51,6 +51,12 @@ cli.add_typer(dead_letters, name="dlq")
 
 backups = typer.Typer(no_args_is_help=True, help="Backups of the database; docs/operate/backup.md tells all.")
 cli.add_typer(backups, name="backup")
+
+kept = typer.Typer(no_args_is_help=True, help="How long data is kept; docs/operate/retention.md tells all.")
+cli.add_typer(kept, name="retention")
+
+on_hold = typer.Typer(no_args_is_help=True, help="Legal hold: conversations of which nothing is deleted.")
+cli.add_typer(on_hold, name="hold")
 
 search_index = typer.Typer(no_args_is_help=True, help="The index of search; docs/operate/search.md tells all.")
 cli.add_typer(search_index, name="search-index")
@@ -284,7 +290,9 @@ def search_messages(
         since=_in_utc(since),
         until=_in_utc(until),
     )
-    _run(_search(load_settings(), lambda database, _: search.show(database, query, wanted, limit, as_json=as_json)))
+    _run(
+        _on_database(load_settings(), lambda database, _: search.show(database, query, wanted, limit, as_json=as_json))
+    )
 
 
 def _in_utc(moment: datetime | None) -> datetime | None:
@@ -299,20 +307,61 @@ def switch_search_on(
 ) -> None:
     """Build the index, or another one for another language, while the bridge runs."""
     settings = load_settings()
-    _run(_until_signal(_search(settings, lambda database, dsn: search.switch_on(database, dsn, language, settings))))
+    _run(
+        _until_signal(_on_database(settings, lambda database, dsn: search.switch_on(database, dsn, language, settings)))
+    )
 
 
 @search_index.command("off")
 def switch_search_off() -> None:
     """Drop the index."""
     settings = load_settings()
-    _run(_until_signal(_search(settings, lambda database, dsn: search.switch_off(database, dsn, settings))))
+    _run(_until_signal(_on_database(settings, lambda database, dsn: search.switch_off(database, dsn, settings))))
 
 
 @search_index.command("status")
 def show_search_index() -> None:
     """Tell whether search is on, and how far a build is."""
-    _run(_search(load_settings(), lambda database, _: search.show_status(database)))
+    _run(_on_database(load_settings(), lambda database, _: search.show_status(database)))
+
+
+@kept.command("plan")
+def plan_retention() -> None:
+    """Tell what the policies would delete now, and delete nothing."""
+    settings = load_settings()
+    _run(_on_database(settings, lambda database, _: retention.show_plan(database, settings)))
+
+
+@kept.command("run")
+def run_retention() -> None:
+    """Delete what the policies keep no longer; `serve` does so each hour by itself."""
+    settings = load_settings()
+    _run(_until_signal(_on_database(settings, lambda database, _: retention.run_now(database, settings))))
+
+
+OfConversation = Annotated[UUID, typer.Argument(metavar="CONVERSATION_ID", help="Our id of it, as `export` shows it.")]
+
+
+@on_hold.command("add")
+def add_hold(
+    conversation: OfConversation, reason: Annotated[str, typer.Option("--reason", help="Why; others will read it.")]
+) -> None:
+    """Keep all of a conversation, until the hold is lifted."""
+    where = ConversationId(conversation)
+    _run(_on_database(load_settings(), lambda database, _: retention.add_hold(database, where, reason)))
+
+
+@on_hold.command("lift")
+def lift_hold(conversation: OfConversation) -> None:
+    """Let the policies have it again."""
+    where = ConversationId(conversation)
+    _run(_on_database(load_settings(), lambda database, _: retention.lift_hold(database, where)))
+
+
+@on_hold.command("list")
+def list_holds() -> None:
+    """List them, the oldest first."""
+    _run(_on_database(load_settings(), lambda database, _: retention.list_holds(database)))
 
 
 @cli.command("version")
@@ -418,7 +467,7 @@ async def _dlq(work: Callable[[Store], Awaitable[None]]) -> None:
         await work(Store(database, owner="dlq"))
 
 
-async def _search(settings: Settings, work: Callable[[Database, str], Awaitable[None]]) -> None:
+async def _on_database(settings: Settings, work: Callable[[Database, str], Awaitable[None]]) -> None:
     async with (
         database_url(settings, beside=True) as dsn,
         Database.open(dsn, pool_size=1, pgbouncer=settings.database_pgbouncer) as database,

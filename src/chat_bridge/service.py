@@ -29,6 +29,7 @@ from chat_bridge.errors import ChatBridgeError, SchemaError, SettingsError
 from chat_bridge.platforms.contract import MakePlatform, Platform
 from chat_bridge.platforms.telegram.adapter import Telegram
 from chat_bridge.platforms.webchat import EventSink, WebChat
+from chat_bridge.policies import load_policies
 from chat_bridge.settings import Settings, environment
 from chat_bridge.storage.blobs import open_blobs
 from chat_bridge.storage.embedded import database_url, stored_secret
@@ -41,6 +42,7 @@ from chat_bridge.texts import Texts
 from chat_bridge.upkeep.attend import Attendance
 from chat_bridge.upkeep.cleanup import Cleanup
 from chat_bridge.upkeep.recovery import Sweep
+from chat_bridge.upkeep.retention import Retention
 from chat_bridge.web.app import create_app
 from chat_bridge.web.services import Services
 
@@ -76,6 +78,7 @@ async def running_service(settings: Settings) -> AsyncGenerator[Service]:
             session_end=session_end(settings),
         )
         stack.push_async_callback(store.drain)
+        policies = load_policies(settings)
         schedule = scheduled(settings, store, dsn)
         redis_url = settings.redis_url.get_secret_value() if settings.redis_url else None
         hot = await stack.enter_async_context(Hot.open(redis_url, session_ttl_seconds=settings.session_ttl_seconds))
@@ -146,12 +149,14 @@ async def running_service(settings: Settings) -> AsyncGenerator[Service]:
         attending = asyncio.create_task(attendance.run(), name="attend")
         cleaning = asyncio.create_task(Cleanup(store, blobs).run(), name="cleanup")
         backing_up = [asyncio.create_task(schedule.run(), name="backup")] if schedule is not None else []
-        loops = (renewing, sweeping, attending, cleaning, *backing_up)
+        retention = Retention(database, policies, hot, store.owner)
+        expiring = [] if policies.keeps_all else [asyncio.create_task(retention.run(), name="retention")]
+        loops = (renewing, sweeping, attending, cleaning, *backing_up, *expiring)
         for loop in loops:
             loop.add_done_callback(lambda task: _report(task, failed))
 
         async def drain(seconds: float = settings.drain_seconds) -> None:
-            shared = (sweeping, attending, cleaning, *backing_up)
+            shared = (sweeping, attending, cleaning, *backing_up, *expiring)
             for loop in shared:
                 loop.cancel()
             await asyncio.wait(shared)  # another process may do this now

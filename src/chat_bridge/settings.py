@@ -385,6 +385,31 @@ class Settings(BaseModel):
     )
     backup_keep: int = _setting(7, "BACKUP_KEEP", "How many backups are kept, the newest ones.", "30", ge=1)
 
+    # Retention
+    retention_days: int | None = _setting(
+        None,
+        "RETENTION_DAYS",
+        "For so many days messages are kept, and what belongs to them. Not set: for ever; docs/operate/retention.md "
+        "tells all.",
+        "365",
+        ge=1,
+        le=36500,
+    )
+    attachment_retention_days: int | None = _setting(
+        None,
+        "ATTACHMENT_RETENTION_DAYS",
+        "For so many days the files of messages are kept, at most as long as these. Not set: as long.",
+        "30",
+        ge=1,
+        le=36500,
+    )
+    retention_policies: Path | None = _setting(
+        None,
+        "RETENTION_POLICIES",
+        "A TOML file with other lifetimes for some platforms, accounts, groups or private chats.",
+        "/etc/chat-bridge/retention.toml",
+    )
+
     # Production
     env: Literal["development", "production"] = _setting(
         "development",

@@ -56,6 +56,7 @@ ATTACHMENTS = Counter(
     "chat_bridge_attachments", "Tries to fetch a file that a message has, by result.", ["platform", "status"]
 )
 ATTACHMENT_BYTES = Counter("chat_bridge_attachment_bytes", "Bytes of the files that were stored.", ["platform"])
+EXPIRED = Counter("chat_bridge_expired", "What retention has deleted: messages, files, sessions, people.", ["kind"])
 RECOVERED = Counter("chat_bridge_recovered", "Work that the sweep found without a worker.", ["kind"])
 
 # What stands in the database, the same in every process. NaN: it could not be asked.

@@ -46,7 +46,7 @@ def ending(
     turn: Turn, text: str = "the answer", outcome: TurnOutcome = TurnOutcome.ANSWERED, **more: Any
 ) -> Completion:
     """The end of a turn, with a reply in one part."""
-    return Completion(turn, outcome, text, new_message_id(), **{"parts": 1, **more})
+    return Completion(turn, outcome, text, **{"message_id": new_message_id(), "parts": 1, **more})
 
 
 async def claimed(store: Store, to: Address = CHAT, policy: BusyPolicy = BusyPolicy.COLLECT) -> Turn:

@@ -140,6 +140,7 @@ async def _move(database: Database, old: Address, new: Address) -> bool:
         if old.id not in places:
             await transaction.fetch("note_move", old.id, storable(new.conversation))
             return False
+        await transaction.fetch("copy_hold", old.id, new.id)
         if new.id in places:
             await transaction.fetch("follow_conversation", old.id, new.id, storable(new.conversation))
             return True

@@ -154,14 +154,14 @@ with input as (
   where p.status = 'accepted' or p.metadata ->> 'reason' = 'not_addressed'
   order by p.conversation_id, f ->> 'ref', p.seq
   on conflict (conversation_id, key) do update set
-    seq = excluded.seq,
+    seq = excluded.seq, -- the newest that has it: it lives as long as that one
     told = case a.status when 'failed' then excluded.told else a.told end,
     status = case a.status when 'failed' then 'waiting' else a.status end,
     error = null,
     lost = 0,
     created_at = case a.status when 'failed' then excluded.created_at else a.created_at end,
     next_attempt_at = case a.status when 'failed' then excluded.next_attempt_at else a.next_attempt_at end
-  where a.seq is null or a.status = 'failed'
+  where a.seq is null or a.status = 'failed' or not starts_with(a.told ->> 'ref', 'upload:') -- one message has those
 ), people as (
   -- Written on change only: the usual case is one look at the primary key.
   insert into users as u (platform, account, platform_user_id, display_name, username, locale)

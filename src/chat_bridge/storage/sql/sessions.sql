@@ -257,6 +257,12 @@ update attachments set conversation_id = $2 where conversation_id = $1;
 -- What waits is looked for under the new id.
 update waiting set conversation_id = $2 where conversation_id = $1;
 
+-- name: copy_hold
+-- What is on legal hold stays so, wherever it goes.
+insert into holds (conversation_id, reason)
+select $2, reason from holds where conversation_id = $1
+on conflict do nothing;
+
 -- name: note_move
 -- So that what comes late under the old id is known.
 insert into moves (conversation_id, platform_conversation_id) values ($1, $2) on conflict do nothing;

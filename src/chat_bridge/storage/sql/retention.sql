@@ -1,0 +1,240 @@
+-- name: conversations_after
+-- A page of conversations in the order of their ids, each with what its policy depends on and its oldest message.
+with page as materialized (
+  select distinct s.conversation_id from sessions s where s.conversation_id > $1 order by s.conversation_id limit $2
+)
+select p.conversation_id, s.platform, s.account, coalesce(first.metadata ? 'group', false) as is_group,
+  oldest.created_at as oldest, exists (select from holds h where h.conversation_id = p.conversation_id) as held
+from page p
+cross join lateral (
+  select s.platform, s.account from sessions s where s.conversation_id = p.conversation_id limit 1
+) s
+left join lateral (
+  select m.created_at from messages m where m.conversation_id = p.conversation_id order by m.seq limit 1
+) oldest on true
+left join lateral (
+  select m.metadata
+  from messages m
+  where m.conversation_id = p.conversation_id and m.direction = 'inbound'
+  order by m.seq
+  limit 1
+) first on true
+order by p.conversation_id;
+
+-- name: expire_messages
+-- Delete the oldest messages of conversations ($1) that are from before a moment ($2), at most $3 of each, with all that
+-- belongs to them. What waits for an answer or is being sent stays for now, and so does what is on hold.
+with doomed as materialized (
+  select m.conversation_id, m.seq, m.session_id, m.attachments, m.metadata
+  from unnest($1::uuid[], $2::timestamptz[]) as i (conversation_id, moment)
+  cross join lateral (
+    select m.conversation_id, m.seq, m.session_id, m.created_at, m.attachments, m.metadata
+    from messages m
+    where m.conversation_id = i.conversation_id
+    order by m.seq
+    limit $3
+  ) m
+  join sessions s on s.conversation_id = m.conversation_id and s.id = m.session_id
+  where m.created_at < i.moment and (s.pending_since is null or m.seq <= s.answered_seq)
+    and not exists (
+      select from deliveries d
+      where d.conversation_id = m.conversation_id and d.seq = m.seq and d.status in ('pending', 'sending')
+    )
+    and not exists (select from holds h where h.conversation_id = m.conversation_id)
+), sessions_held as materialized (
+  -- In the order in which every statement locks them, and before anything else.
+  select s.conversation_id, s.id, d.messages
+  from (select conversation_id, session_id, count(*) as messages from doomed group by 1, 2) d
+  join sessions s on s.conversation_id = d.conversation_id and s.id = d.session_id
+  order by s.conversation_id, s.id
+  for update of s
+), shrunk as (
+  update sessions s
+  set message_count = greatest(0, s.message_count - h.messages)
+  from sessions_held h
+  where s.conversation_id = h.conversation_id and s.id = h.id
+), gone as (
+  delete from messages m
+  using doomed d
+  where m.conversation_id = d.conversation_id and m.seq = d.seq
+  returning m.conversation_id, m.seq
+), undelivered as (
+  delete from deliveries x
+  using doomed d
+  where x.conversation_id = d.conversation_id and x.seq = d.seq
+), turns_gone as (
+  delete from turns t
+  using (
+    select o.conversation_id, o.id
+    from (select conversation_id, max(seq) as seq from doomed group by 1) d
+    cross join lateral (
+      select t.conversation_id, t.id, t.last_seq, t.status
+      from turns t
+      where t.conversation_id = d.conversation_id
+      order by t.id
+      limit $3
+    ) o
+    where o.last_seq <= d.seq and o.status <> 'running'
+  ) o
+  where t.conversation_id = o.conversation_id and t.id = o.id
+), files_gone as (
+  -- A file that a later message has too goes with that one: its row names the newest.
+  delete from attachments a
+  using (
+    select d.conversation_id, d.seq, sha256(convert_to(f ->> 'ref', 'UTF8')) as key
+    from doomed d
+    cross join lateral (
+      select jsonb_array_elements(d.attachments) as f
+      union all
+      select jsonb_array_elements(v -> 'attachments') from jsonb_array_elements(d.metadata -> 'versions') v
+    ) files
+  ) f
+  where a.conversation_id = f.conversation_id and a.key = f.key and a.seq = f.seq
+  returning a.content_id
+), left_over as materialized (
+  select c.id from contents c where c.id in (select content_id from files_gone) order by c.id for update
+), unused as (
+  update contents c
+  set unused_since = clock_timestamp()
+  from left_over l
+  where c.id = l.id and c.unused_since is null
+)
+select g.conversation_id, count(*) as messages, (select count(*) from files_gone) as all_files
+from gone g
+group by g.conversation_id;
+
+-- name: count_expired
+-- What `expire_messages` would delete in time: messages, their bytes and the bytes of their rows' files.
+select count(*) as messages, coalesce(sum(pg_column_size(m.*)), 0) as bytes
+from unnest($1::uuid[], $2::timestamptz[]) as i (conversation_id, moment)
+cross join lateral (
+  select m.*
+  from messages m
+  where m.conversation_id = i.conversation_id and m.created_at < i.moment and m.seq < coalesce(
+    (
+      select n.seq
+      from messages n
+      where n.conversation_id = i.conversation_id and n.created_at >= i.moment
+      order by n.seq
+      limit 1
+    ),
+    9223372036854775807
+  )
+) m;
+
+-- name: drop_empty_sessions
+-- Delete sessions of conversations ($1) in which nothing happened since a moment ($2), and of which no message is left.
+with dead as materialized (
+  select s.conversation_id, s.id, s.platform, s.account, s.user_id
+  from unnest($1::uuid[], $2::timestamptz[]) as i (conversation_id, moment)
+  join sessions s on s.conversation_id = i.conversation_id
+  where s.last_activity < i.moment and s.pending_since is null and s.message_count <= 0 and s.status <> 'archived'
+    and not exists (
+      select from messages m
+      where m.conversation_id = s.conversation_id and m.seq < s.next_seq and m.session_id = s.id
+    )
+    and not exists (select from turns t where t.conversation_id = s.conversation_id and t.status = 'running')
+    and not exists (select from holds h where h.conversation_id = s.conversation_id)
+  order by s.conversation_id, s.id
+  for update of s
+), turns_gone as (
+  delete from turns t using dead d where t.conversation_id = d.conversation_id and t.session_id = d.id
+), settled as (
+  delete from waiting w using dead d where w.conversation_id = d.conversation_id and w.session_id = d.id
+), files_gone as (
+  -- Of a conversation that has no session any more nothing stays.
+  delete from attachments a
+  using (select distinct conversation_id from dead) d
+  where a.conversation_id = d.conversation_id and not exists (
+    select from sessions o
+    where o.conversation_id = d.conversation_id
+      and not exists (select from dead e where e.conversation_id = o.conversation_id and e.id = o.id)
+  )
+  returning a.content_id
+), left_over as materialized (
+  select c.id from contents c where c.id in (select content_id from files_gone) order by c.id for update
+), unused as (
+  update contents c
+  set unused_since = clock_timestamp()
+  from left_over l
+  where c.id = l.id and c.unused_since is null
+)
+delete from sessions s
+using dead d
+where s.conversation_id = d.conversation_id and s.id = d.id
+returning s.conversation_id;
+
+-- name: expire_attachments
+-- Files of conversations ($1) that were kept since before a moment ($2), at most $3: their bytes go, their messages stay.
+with old as materialized (
+  select a.conversation_id, a.key, a.content_id
+  from unnest($1::uuid[], $2::timestamptz[]) as i (conversation_id, moment)
+  join attachments a on a.conversation_id = i.conversation_id
+  where a.status = 'stored' and a.seq is not null and a.created_at < i.moment
+    and not exists (select from holds h where h.conversation_id = a.conversation_id)
+  limit $3
+  for update of a skip locked
+), gone as (
+  update attachments a
+  set status = 'failed', error = $4, content_id = null
+  from old o
+  where a.conversation_id = o.conversation_id and a.key = o.key
+  returning o.content_id
+), left_over as materialized (
+  select c.id from contents c where c.id in (select content_id from gone) order by c.id for update
+), unused as (
+  update contents c
+  set unused_since = clock_timestamp()
+  from left_over l
+  where c.id = l.id and c.unused_since is null
+)
+select count(*) as files from gone;
+
+-- name: count_expired_attachments
+-- What `expire_attachments` would take in time, and what goes with its message (before $3), with the bytes.
+select count(*) as files, coalesce(sum(c.size), 0) as bytes
+from unnest($1::uuid[], $2::timestamptz[], $3::timestamptz[]) as i (conversation_id, moment, with_message)
+join attachments a on a.conversation_id = i.conversation_id
+join contents c on c.id = a.content_id
+where a.status = 'stored' and a.seq is not null
+  and (a.created_at < i.moment or a.created_at < i.with_message);
+
+-- name: users_after
+-- A page of people in the order of their keys.
+select platform, account, platform_user_id
+from users
+where (platform, account, platform_user_id) > ($1, $2, $3)
+order by platform, account, platform_user_id
+limit $4;
+
+-- name: expire_users
+-- Forget people whose names nobody has seen change since a moment: who writes again is known again at once.
+delete from users u
+using unnest($1::text[], $2::text[], $3::text[], $4::timestamptz[]) as i (platform, account, platform_user_id, moment)
+where u.platform = i.platform and u.account = i.account and u.platform_user_id = i.platform_user_id
+  and u.last_seen < i.moment
+  and not exists (
+    select from holds h
+    join sessions s on s.conversation_id = h.conversation_id
+    where s.platform = u.platform and s.account = u.account and s.user_id = u.platform_user_id
+  )
+returning u.platform;
+
+-- name: hold
+-- Put a conversation on legal hold.
+insert into holds (conversation_id, reason) values ($1, $2)
+on conflict (conversation_id) do update set reason = excluded.reason
+returning conversation_id;
+
+-- name: lift_hold
+-- Not returned: it was not on hold.
+delete from holds where conversation_id = $1 returning conversation_id;
+
+-- name: holds
+-- What is on hold, and where that is.
+select h.conversation_id, h.created_at, h.reason, s.platform, s.account, s.platform_conversation_id, s.thread
+from holds h
+left join lateral (
+  select * from sessions s where s.conversation_id = h.conversation_id limit 1
+) s on true
+order by h.created_at;

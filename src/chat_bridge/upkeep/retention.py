@@ -1,0 +1,207 @@
+"""Retention: delete what the policies keep no longer. Of all processes one does it, in pieces so small that live
+traffic does not wait for them, and with pauses as long as the pieces."""
+
+import asyncio
+import time
+from collections import Counter
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from typing import TypeVar
+
+from uuid_utils.compat import uuid7
+
+from chat_bridge.errors import StorageError
+from chat_bridge.policies import Lifetime, Policies
+from chat_bridge.storage import leases, retention
+from chat_bridge.storage.postgres import Database
+from chat_bridge.storage.redis import Hot
+from chat_bridge.storage.retention import FIRST, Candidate, Moments, UserKey
+from chat_bridge.telemetry import EXPIRED, log
+
+LEASE = "retention"
+EVERY_SECONDS = 3600.0
+LEASE_SECONDS = 2 * EVERY_SECONDS  # who has it keeps it; two at once would only share the work
+PAGE = 200
+AT_ONCE = 20  # conversations in a piece
+OF_EACH = 100  # messages of each of them
+FILES_AT_ONCE = 500
+
+T = TypeVar("T")
+
+
+@dataclass(slots=True)
+class Effect:
+    """What went, or would go: numbers by policy and thing."""
+
+    conversations: int = 0
+    held: int = 0
+    messages: Counter[str] = field(default_factory=Counter[str])
+    message_bytes: Counter[str] = field(default_factory=Counter[str])
+    files: Counter[str] = field(default_factory=Counter[str])
+    file_bytes: Counter[str] = field(default_factory=Counter[str])
+    sessions: int = 0
+    people: int = 0
+
+
+Tell = Callable[[Effect], None]
+
+
+def _tell_nobody(_effect: Effect) -> None: ...
+
+
+class Retention:
+    """Applies the policies. `hot`: forgets sessions that are gone; a command does without, since what Redis has lives
+    for SESSION_TTL_SECONDS only."""
+
+    def __init__(self, database: Database, policies: Policies, hot: Hot | None, owner: str) -> None:
+        self._database = database
+        self._policies = policies
+        self._hot = hot
+        self._owner = f"{owner}:{uuid7()}"
+
+    async def run(self) -> None:
+        """Apply them for ever."""
+        try:
+            while True:
+                try:
+                    if await leases.take(self._database, LEASE, self._owner, LEASE_SECONDS):
+                        self._log(await self.once())
+                except StorageError as error:
+                    log.warning("retention.failed", reason=str(error), effect="it is tried again")
+                await asyncio.sleep(EVERY_SECONDS)
+        finally:
+            try:
+                await leases.release(self._database, LEASE, self._owner)
+            except StorageError as error:
+                log.warning("retention.not_released", reason=str(error))
+
+    async def once(self, tell: Tell = _tell_nobody) -> Effect:
+        """Apply them to everything. Raises StorageError: what was deleted until then is, and the next time goes on."""
+        effect = Effect()
+        async for page in self._pages(effect):
+            by_policy: dict[str, list[tuple[Candidate, Lifetime]]] = {}
+            for candidate, lifetime in page:
+                by_policy.setdefault(lifetime.policy, []).append((candidate, lifetime))
+            for policy, some in by_policy.items():
+                await self._expire(policy, some, effect, tell)
+        await self._expire_people(effect)
+        tell(effect)
+        return effect
+
+    async def plan(self, tell: Tell = _tell_nobody) -> Effect:
+        """What `once` would delete now, without deleting it. Raises StorageError."""
+        effect = Effect()
+        now = datetime.now(UTC)
+        async for page in self._pages(effect):
+            for candidate, lifetime in page:
+                if candidate.held:
+                    continue
+                where, name = candidate.conversation_id, lifetime.policy
+                moments = _moment(now, lifetime.messages), _moment(now, lifetime.attachments)
+                if moments[0] is not None and candidate.oldest is not None and candidate.oldest < moments[0]:
+                    messages, size = await retention.count_expired(self._database, {where: moments[0]})
+                    effect.messages[name] += messages
+                    effect.message_bytes[name] += size
+                files, size = await retention.count_expired_attachments(self._database, where, moments[1], moments[0])
+                effect.files[name] += files
+                effect.file_bytes[name] += size
+            tell(effect)
+        return effect
+
+    async def _pages(self, effect: Effect) -> AsyncGenerator[Sequence[tuple[Candidate, Lifetime]]]:
+        last = FIRST
+        while page := await retention.conversations_after(self._database, last, PAGE):
+            last = page[-1].conversation_id
+            effect.conversations += len(page)
+            effect.held += sum(each.held for each in page)
+            yield [(each, self._policies.of(each.platform, each.account, group=each.group)) for each in page]
+
+    async def _expire(
+        self, policy: str, some: Sequence[tuple[Candidate, Lifetime]], effect: Effect, tell: Tell
+    ) -> None:
+        now = datetime.now(UTC)
+        free = [(each, lifetime) for each, lifetime in some if not each.held]
+        old = {
+            each.conversation_id: moment
+            for each, lifetime in free
+            if (moment := _moment(now, lifetime.messages)) is not None and (each.oldest is None or each.oldest < moment)
+        }
+        for piece in _pieces(old):
+            left: Moments = piece
+            while left:
+                gone, files = await self._piece(retention.expire_messages(self._database, left, OF_EACH))
+                self._count(effect, policy, gone.values(), files)
+                tell(effect)
+                left = {where: piece[where] for where, messages in gone.items() if messages >= OF_EACH}
+            await self._drop_sessions(piece, effect)
+        of_files = {
+            each.conversation_id: moment
+            for each, lifetime in free
+            if (moment := _moment(now, lifetime.attachments)) is not None
+        }
+        days = next((lifetime.attachments.days for _, lifetime in free if lifetime.attachments is not None), 0)
+        reason = f"files are kept for {days} day{'' if days == 1 else 's'}"
+        for piece in _pieces(of_files):
+            while files := await self._piece(
+                retention.expire_attachments(self._database, piece, FILES_AT_ONCE, reason)
+            ):
+                self._count(effect, policy, (), files)
+                tell(effect)
+
+    async def _drop_sessions(self, old: Moments, effect: Effect) -> None:
+        dropped = await self._piece(retention.drop_empty_sessions(self._database, old))
+        effect.sessions += len(dropped)
+        EXPIRED.labels("sessions").inc(len(dropped))
+        if self._hot is not None:
+            for where in set(dropped):
+                await self._hot.forget_session(where)
+
+    async def _expire_people(self, effect: Effect) -> None:
+        last: UserKey = ("", "", "")
+        now = datetime.now(UTC)
+        while page := await retention.users_after(self._database, last, PAGE):
+            last = page[-1]
+            old = [
+                (key, moment)
+                for key in page
+                if (moment := _moment(now, self._policies.of_people(key[0], key[1]))) is not None
+            ]
+            if old:
+                gone = await self._piece(retention.expire_users(self._database, old))
+                effect.people += gone
+                EXPIRED.labels("people").inc(gone)
+
+    def _log(self, effect: Effect) -> None:
+        numbers = {
+            "messages": effect.messages.total(),
+            "files": effect.files.total(),
+            "sessions": effect.sessions,
+            "people": effect.people,
+        }
+        if any(numbers.values()):
+            log.info("retention.deleted", **numbers)
+
+    def _count(self, effect: Effect, policy: str, messages: Iterable[int], files: int) -> None:
+        number = sum(messages)
+        effect.messages[policy] += number
+        effect.files[policy] += files
+        EXPIRED.labels("messages").inc(number)
+        EXPIRED.labels("files").inc(files)
+
+    async def _piece(self, work: Awaitable[T]) -> T:
+        """Do a piece, then leave the database to others for as long as that took."""
+        began = time.monotonic()
+        done = await work
+        await asyncio.sleep(time.monotonic() - began)
+        return done
+
+
+def _moment(now: datetime, life: timedelta | None) -> datetime | None:
+    return None if life is None else now - life
+
+
+def _pieces(old: Moments) -> Iterator[Moments]:
+    keys = list(old)
+    for start in range(0, len(keys), AT_ONCE):
+        yield {key: old[key] for key in keys[start : start + AT_ONCE]}
