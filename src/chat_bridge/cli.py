@@ -5,9 +5,10 @@ import asyncio
 import signal
 import sys
 import threading
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -15,7 +16,7 @@ from uuid import UUID
 
 import typer
 
-from chat_bridge import dlq, retention, search
+from chat_bridge import dlq, erase, retention, search
 from chat_bridge.backup.manifest import BackupError, Manifest
 from chat_bridge.backup.restore import restore, verify
 from chat_bridge.backup.vault import Vault, open_vault
@@ -23,10 +24,13 @@ from chat_bridge.errors import ChatBridgeError, PlaceError
 from chat_bridge.explain import told
 from chat_bridge.model import ConversationId, MessageId, SessionId
 from chat_bridge.production import require_safe
-from chat_bridge.settings import Settings, load_settings, shown
+from chat_bridge.settings import Settings, environment, load_settings, shown
+from chat_bridge.storage.blobs import open_blobs
 from chat_bridge.storage.embedded import database_url
+from chat_bridge.storage.erasure import Kind as Erasable
 from chat_bridge.storage.migrate import migrate, migration_sql, schema_state
 from chat_bridge.storage.postgres import Database, wait_for_server
+from chat_bridge.storage.redis import Hot
 from chat_bridge.storage.search import SearchFilter
 from chat_bridge.storage.sessions import SessionFilter
 from chat_bridge.storage.store import Store
@@ -36,6 +40,7 @@ from chat_bridge.transfer.export import export
 from chat_bridge.transfer.load import Import, Wish
 from chat_bridge.transfer.progress import Progress, counted
 from chat_bridge.transfer.source import Kind
+from chat_bridge.upkeep.erasure import Eraser
 
 cli = typer.Typer(
     no_args_is_help=True,
@@ -57,6 +62,9 @@ cli.add_typer(kept, name="retention")
 
 on_hold = typer.Typer(no_args_is_help=True, help="Legal hold: conversations of which nothing is deleted.")
 cli.add_typer(on_hold, name="hold")
+
+erasures = typer.Typer(no_args_is_help=True, help="Delete for good, everywhere; docs/operate/erasure.md tells all.")
+cli.add_typer(erasures, name="erase")
 
 search_index = typer.Typer(no_args_is_help=True, help="The index of search; docs/operate/search.md tells all.")
 cli.add_typer(search_index, name="search-index")
@@ -364,6 +372,47 @@ def list_holds() -> None:
     _run(_on_database(load_settings(), lambda database, _: retention.list_holds(database)))
 
 
+Sure = Annotated[bool, typer.Option("--yes", help="Do not ask.")]
+
+
+@erasures.command("user")
+def erase_user(
+    platform: Annotated[str, typer.Argument(metavar="PLATFORM")],
+    user: Annotated[str, typer.Argument(metavar="USER", help="The platform's id of the person.")],
+    account: Annotated[str | None, typer.Option("--account", help="Only on this account.")] = None,
+    sure: Sure = False,
+) -> None:
+    """Erase a person: what they wrote, the answers to it, their files and their name."""
+    of = {"platform": platform, "user": user} | ({"account": account} if account else {})
+    _erase("user", of, sure)
+
+
+@erasures.command("conversation")
+def erase_conversation(conversation: OfConversation, sure: Sure = False) -> None:
+    """Erase a conversation with all its sessions."""
+    _erase("conversation", {"conversation": str(conversation)}, sure)
+
+
+@erasures.command("session")
+def erase_session(
+    session: Annotated[UUID, typer.Argument(metavar="SESSION_ID", help="As `export` shows it.")], sure: Sure = False
+) -> None:
+    """Erase one session of a conversation."""
+    _erase("session", {"session": str(session)}, sure)
+
+
+@erasures.command("show")
+def show_erasure(erasure: Annotated[UUID, typer.Argument(metavar="ID")]) -> None:
+    """Print the receipt of an erasure."""
+    _run(_on_database(load_settings(), lambda database, _: erase.show(database, erasure)))
+
+
+@erasures.command("reapply")
+def reapply_erasures() -> None:
+    """After a restore that `chat-bridge backup restore` did not do: erase again what was erased since that backup."""
+    _run(_until_signal(_with_eraser(load_settings(), erase.reapply)))
+
+
 @cli.command("version")
 def show_version() -> None:
     """Print the version."""
@@ -476,6 +525,30 @@ async def _on_database(settings: Settings, work: Callable[[Database, str], Await
         await work(database, dsn)
 
 
+def _erase(kind: Erasable, of: Mapping[str, str], sure: bool) -> None:
+    settings = load_settings()
+    work = partial(erase.erase, kind=kind, of=of, sure=sure, backups=settings.backup_to)
+    _run(_until_signal(_with_eraser(settings, work)))
+
+
+async def _with_eraser(settings: Settings, work: Callable[[Eraser], Awaitable[None]]) -> None:
+    from chat_bridge.service import make_agent  # loads all that a bridge needs
+
+    redis_url = settings.redis_url.get_secret_value() if settings.redis_url else None
+    agent = make_agent(settings)
+    try:
+        async with (
+            database_url(settings, beside=True) as dsn,
+            Database.open(dsn, pgbouncer=settings.database_pgbouncer) as database,
+            Hot.open(redis_url) as hot,
+        ):
+            (await schema_state(dsn)).require_usable()
+            blobs = open_blobs(settings.attachment_bucket, settings.data_dir, environment())
+            await work(Eraser(Store(database, owner="erase"), hot, blobs, agent))
+    finally:
+        await agent.aclose()
+
+
 async def _until_signal(work: Coroutine[Any, Any, None]) -> None:
     """Do what has to be undone when it stops in the middle: `docker stop` and a closed ssh end it as Ctrl-C does. The
     first process of a container would not hear SIGTERM at all."""
@@ -531,7 +604,16 @@ async def _restore_backup(settings: Settings, backup: str | None, replace: bool)
     manifest = await vault.find(backup)
     async with database_url(settings) as dsn:
         await restore(vault, manifest, dsn, replace=replace)
-    print(f"{_as_line(manifest)}\nrestored; `chat-bridge serve` goes on from here")
+        print(f"{_as_line(manifest)}\nrestored")
+        await migrate(dsn)  # a backup of before may not know of erasures
+        try:
+            await _with_eraser(settings, erase.reapply)
+        except PlaceError as error:
+            raise ChatBridgeError(
+                f"{error}; so what was erased since the backup is there again. `chat-bridge erase reapply` erases it "
+                "once more, and so does `chat-bridge serve` when it has begun"
+            ) from error
+    print("`chat-bridge serve` goes on from here")
 
 
 async def _prune_backups(settings: Settings, keep: int | None, days: int | None) -> None:

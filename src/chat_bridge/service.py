@@ -41,6 +41,7 @@ from chat_bridge.telemetry import expect, log
 from chat_bridge.texts import Texts
 from chat_bridge.upkeep.attend import Attendance
 from chat_bridge.upkeep.cleanup import Cleanup
+from chat_bridge.upkeep.erasure import Eraser
 from chat_bridge.upkeep.recovery import Sweep
 from chat_bridge.upkeep.retention import Retention
 from chat_bridge.web.app import create_app
@@ -116,6 +117,8 @@ async def running_service(settings: Settings) -> AsyncGenerator[Service]:
         attendance = Attendance(store, platforms, receiver.receive_all, settings.lease_seconds)
         await attendance.begin()
 
+        eraser = Eraser(store, hot, blobs, agent)
+
         async def schema_problem() -> str | None:
             revision = await database.fetch_one("schema_revision")
             state = compare(revision["version_num"] if revision else None)
@@ -136,6 +139,7 @@ async def running_service(settings: Settings) -> AsyncGenerator[Service]:
                 platforms=platforms,
                 keeper=keeper,
                 blobs=blobs,
+                eraser=eraser,
                 platform_states=attendance.states,
                 api_key=_secret(settings, settings.api_key, "api-key"),
                 secret=_secret(settings, settings.secret, "secret") or "",
@@ -148,15 +152,16 @@ async def running_service(settings: Settings) -> AsyncGenerator[Service]:
         sweeping = asyncio.create_task(sweep.run(), name="sweep")
         attending = asyncio.create_task(attendance.run(), name="attend")
         cleaning = asyncio.create_task(Cleanup(store, blobs).run(), name="cleanup")
+        erasing = asyncio.create_task(eraser.run(), name="erasure")
         backing_up = [asyncio.create_task(schedule.run(), name="backup")] if schedule is not None else []
         retention = Retention(database, policies, hot, store.owner)
         expiring = [] if policies.keeps_all else [asyncio.create_task(retention.run(), name="retention")]
-        loops = (renewing, sweeping, attending, cleaning, *backing_up, *expiring)
+        loops = (renewing, sweeping, attending, cleaning, erasing, *backing_up, *expiring)
         for loop in loops:
             loop.add_done_callback(lambda task: _report(task, failed))
 
         async def drain(seconds: float = settings.drain_seconds) -> None:
-            shared = (sweeping, attending, cleaning, *backing_up, *expiring)
+            shared = (sweeping, attending, cleaning, erasing, *backing_up, *expiring)
             for loop in shared:
                 loop.cancel()
             await asyncio.wait(shared)  # another process may do this now

@@ -4,6 +4,7 @@ import asyncio
 import json
 import os
 import shutil
+import signal
 import subprocess
 from collections.abc import Callable
 from contextlib import suppress
@@ -14,6 +15,7 @@ import pytest
 
 from tests.bridge import Chat, visiting
 from tests.docker.stack import IMAGE, Stack, docker, free_port
+from tests.needs import unavailable
 
 pytestmark = pytest.mark.timeout(600)  # the first test builds the image
 
@@ -190,11 +192,14 @@ async def test_a_killed_bridge_comes_back_and_answers_what_waits(stack: Stack) -
         assert await chat.until(4) == ["> before", "before", "> when it dies", "when it dies"]
 
 
-@pytest.mark.parametrize(("service", "options"), [("postgres", ["--user", "postgres"]), ("redis", []), ("s3", [])])
-async def test_a_server_that_dies_comes_back(stack: Stack, service: str, options: list[str]) -> None:
+@pytest.mark.parametrize("service", ["postgres", "redis", "s3"])
+async def test_a_server_that_dies_comes_back(stack: Stack, service: str) -> None:
     [before] = stack.containers(service)
-    # All but its first process, which ends with its child.
-    stack.tried("exec", "--no-TTY", *options, service, "sh", "-c", "kill -9 -1")
+    try:
+        # From outside: nobody in the container can kill its first process.
+        os.kill(before["State"]["Pid"], signal.SIGKILL)
+    except OSError as error:
+        unavailable(f"the containers' processes can't be killed from here ({error.strerror})")
     await until(lambda: stack.containers(service)[0]["RestartCount"] > before["RestartCount"])
     await until(lambda: {stack.health(service), stack.health("app")} == {"healthy"})
     async with visiting(stack.url()) as chat:

@@ -123,6 +123,11 @@ class Agent(Protocol):
         """None when the agent can be reached and knows us; else one sentence that says what to do."""
         ...
 
+    async def forget(self, session: str, resource: str | None) -> bool:
+        """Delete what it remembers of a session, and with `resource` what it knows of that owner. False: there is
+        nothing. Raises AgentError: it may still be there."""
+        ...
+
     async def aclose(self) -> None:
         """Give back connections. Running calls must have ended."""
         ...

@@ -30,5 +30,10 @@ class EchoAgent:
     async def check(self) -> None:
         """It is always there."""
 
+    async def forget(self, session: str, resource: str | None) -> bool:
+        """It remembers nothing."""
+        del session, resource
+        return False
+
     async def aclose(self) -> None:
         """It holds nothing."""

@@ -34,6 +34,7 @@ from chat_bridge.telemetry import log
 
 CONNECT_SECONDS = 5.0
 CHECK_SECONDS = 5.0
+MEMORY_SECONDS = 20.0
 SILENCE_SECONDS = 120.0  # the least patience between two chunks: Mastra sends no heartbeats while a tool works
 CLOSING_SECONDS = 10.0  # what the stream may still take to close when the run has ended
 KEEP_ALIVE_SECONDS = 3.5  # Mastra closes idle connections after 5 s; a request on a closing one would be lost
@@ -142,6 +143,39 @@ class MastraAgent:
             return f"Mastra at {shown} is in trouble (HTTP {status}): look into its own log."
         hint = "" if self._endpoint.endswith("/api") else " (it usually ends in /api)"
         return f"There is no Mastra API at {shown} (HTTP {status}): correct MASTRA_ENDPOINT{hint}."
+
+    async def forget(self, session: str, resource: str | None) -> bool:
+        """Delete the session's thread, and what working memory holds of its owner; see `Agent.forget`."""
+        thread = f"{self._endpoint}/memory/threads/{quote(session, safe='')}"
+        agent = {"agentId": self._agent_id}
+        if resource is not None:
+            owner = {**agent, "resourceId": resource}
+            status, found = await self._memory("GET", f"{thread}/working-memory", owner)
+            # Only there while a thread is; and a server whose memory has no such part says so by an error.
+            if status == 200 and _at(found, "source") == "resource" and _at(found, "workingMemory"):
+                body = {"workingMemory": "", "resourceId": resource}
+                status, _ = await self._memory("POST", f"{thread}/working-memory", agent, body)
+                if status != 200:
+                    raise _RunError(TurnOutcome.ERROR, f"Mastra kept its working memory (HTTP {status})")
+        status, answer = await self._memory("DELETE", thread, agent)
+        if status == 200:
+            return True
+        if status in (400, 404) and _at(answer, "error") in ("Thread not found", "Memory is not initialized"):
+            return False
+        raise _RunError(TurnOutcome.ERROR, f"Mastra kept the thread (HTTP {status})")
+
+    async def _memory(
+        self, method: str, url: str, query: Mapping[str, str], body: Mapping[str, str] | None = None
+    ) -> tuple[int, object]:
+        try:
+            async with (
+                asyncio.timeout(MEMORY_SECONDS),
+                self._client().request(method, url, params=query, json=body, allow_redirects=False) as response,
+            ):
+                is_json = response.content_type == "application/json"
+                return response.status, json.loads(await response.read()) if is_json else None
+        except (aiohttp.ClientError, TimeoutError, ValueError) as error:
+            raise _RunError(TurnOutcome.UNREACHABLE, f"Mastra can't be reached ({type(error).__name__})") from error
 
     async def aclose(self) -> None:
         """Close the idle connections."""

@@ -37,6 +37,10 @@ class Blobs:
         """The whole object, for those that are small."""
         return await self._in_thread(lambda: b"".join(self._stream(name, 0, None, BLOCK)))
 
+    async def names(self, under: str) -> Sequence[str]:
+        """The objects in a folder, such as `erasures/`."""
+        return await self._in_thread(self._place.names, under)
+
     async def stream(self, name: str, start: int = 0, size: int | None = None) -> AsyncGenerator[bytes]:
         """So many bytes, or all from one on, in small blocks."""
         blocks = self._stream(name, start, size, SMALL_BLOCK)

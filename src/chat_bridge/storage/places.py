@@ -49,8 +49,8 @@ class Writer(Protocol):
 class Place(Protocol):
     """Files by their names, such as `ID/manifest.json`. Everything raises PlaceError."""
 
-    def names(self) -> Sequence[str]:
-        """All files, those left half written too."""
+    def names(self, under: str = "") -> Sequence[str]:
+        """All files, those left half written too; or those in a folder, such as `erasures/`."""
         ...
 
     def writing(self, name: str) -> AbstractContextManager[Writer]:
@@ -82,9 +82,9 @@ class Folder:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
-    def names(self) -> Sequence[str]:
+    def names(self, under: str = "") -> Sequence[str]:
         with self._errors():
-            files = [path for path in self._folder.rglob("*") if path.is_file()]
+            files = [path for path in (self._folder / under).rglob("*") if path.is_file()]
             return [path.relative_to(self._folder).as_posix() for path in files]
 
     @contextmanager
@@ -159,9 +159,10 @@ class Bucket:
                 url, config=config, client_options=plain, retry_config=RETRY
             )
 
-    def names(self) -> Sequence[str]:
+    def names(self, under: str = "") -> Sequence[str]:
         with self._errors():
-            return [found["path"] for found in self._obstore.list(self._store).collect()]
+            found = self._obstore.list(self._store, prefix=under.rstrip("/") or None).collect()
+            return [each["path"] for each in found]
 
     @contextmanager
     def writing(self, name: str) -> Generator[Writer]:

@@ -247,6 +247,19 @@ class Hot:
 
         await self._soft(forget, None, _key(conversation, "session"))
 
+    async def forget_conversation(self, conversation: ConversationId) -> None:
+        """After a commit that deleted a conversation: nothing of it stays, and whoever watches is told."""
+
+        async def forget() -> None:
+            pipeline = self._client.pipeline()
+            pipeline.delete(_partial(conversation))
+            pipeline.eval(_TELL, 1, _events(conversation), json.dumps({"type": "erased"}))
+            await pipeline.execute()
+
+        await self.forget_session(conversation)
+        await self._soft(forget, None, _partial(conversation))
+        await self._soft(lambda: self._client.zrem(ACTIVE, str(conversation)), None, ACTIVE)
+
     async def allow(self, name: str, limit: int, seconds: int = 60) -> int:
         """Count one use of `name`; 0 when it is within `limit` in this window, else the seconds until the next one.
         Without Redis everything is allowed: a limit protects, it does not decide."""

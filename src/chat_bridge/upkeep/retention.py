@@ -155,7 +155,7 @@ class Retention:
         EXPIRED.labels("sessions").inc(len(dropped))
         if self._hot is not None:
             for where in set(dropped):
-                await self._hot.forget_session(where)
+                await self._hot.forget_conversation(where)
 
     async def _expire_people(self, effect: Effect) -> None:
         last: UserKey = ("", "", "")

@@ -13,7 +13,7 @@ from fastapi.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from chat_bridge.errors import StorageError
-from chat_bridge.web import api, attachments, chat, dead_letters, search, uploads, webhooks
+from chat_bridge.web import api, attachments, chat, dead_letters, erasures, search, uploads, webhooks
 from chat_bridge.web.admission import (
     MOST_DOWNLOADS_OF_ADDRESS,
     MOST_UPLOADS_OF_ADDRESS,
@@ -53,6 +53,7 @@ def create_app(services: Services) -> FastAPI:
     app.include_router(api.router, prefix="/api/v1")
     app.include_router(dead_letters.router, prefix="/api/v1")
     app.include_router(search.router, prefix="/api/v1")
+    app.include_router(erasures.router, prefix="/api/v1")
     if any(platform.capabilities.webhook for platform in services.platforms.values()):
         app.include_router(webhooks.router)
     app.include_router(attachments.router, prefix="/api/v1")

@@ -53,7 +53,10 @@ MOST_ATTACHMENTS = 10
 SEND_SECONDS = 30  # a reader that takes nothing for this long is cut off
 
 EVENT_STREAM: dict[int | str, dict[str, Any]] = {
-    200: {"content": {"text/event-stream": {}}, "description": "Events: message, attachment, delta, typing, error"}
+    200: {
+        "content": {"text/event-stream": {}},
+        "description": "Events: message, attachment, delta, typing, erased, error",
+    }
 }
 
 router = APIRouter(tags=["chat"])
@@ -305,15 +308,18 @@ async def events(
     last_event_id: Annotated[str | None, Header(description="The last seq seen: what followed comes first.")] = None,
 ) -> EventSourceResponse:
     """Server-sent events. `message` carries its seq as `id`, so that a reconnect resumes without loss or doubles."""
-    if last_event_id is None:
-        # Before the response begins: what its reader sends from then on, it also hears.
-        newest = await messages.history(used.store.database, webchat.address(conversation).id, limit=1)
-        after = newest[-1].seq if newest else 0
-    else:
-        if not (re.fullmatch(r"[0-9]{1,19}", last_event_id) and int(last_event_id) <= MAX_SEQ):
-            raise Problem(422, "Last-Event-ID: must be a seq")
-        after = int(last_event_id)
-    return EventStream(_events(used, conversation, caller, after), ping=HEARTBEAT_SECONDS, send_timeout=SEND_SECONDS)
+    if last_event_id is not None and not (
+        re.fullmatch(r"[0-9]{1,19}", last_event_id) and int(last_event_id) <= MAX_SEQ
+    ):
+        raise Problem(422, "Last-Event-ID: must be a seq")
+    # Before the response begins: what its reader sends from then on, it also hears.
+    found = await messages.history(used.store.database, webchat.address(conversation).id, limit=1)
+    newest = found[-1].seq if found else 0
+    after = newest if last_event_id is None else int(last_event_id)
+    # What it has seen is gone, and seq begins anew.
+    erased = after > newest
+    stream = _events(used, conversation, caller, 0 if erased else after, erased=erased)
+    return EventStream(stream, ping=HEARTBEAT_SECONDS, send_timeout=SEND_SECONDS)
 
 
 class EventStream(EventSourceResponse):
@@ -327,7 +333,7 @@ class EventStream(EventSourceResponse):
 
 
 async def _events(
-    used: Used, conversation: str, caller: Visitor | ApiClient, after: int
+    used: Used, conversation: str, caller: Visitor | ApiClient, after: int, *, erased: bool
 ) -> AsyncGenerator[ServerSentEvent]:
     where = webchat.address(conversation).id
     with STREAMS.track_inprogress():
@@ -335,6 +341,8 @@ async def _events(
             try:
                 # Listening began before reading, so that nothing falls between.
                 cursor = after
+                if erased:
+                    yield _erased(cursor)
                 async for event in _stored(used, conversation, cursor):
                     cursor, sent = event
                     yield sent
@@ -347,6 +355,10 @@ async def _events(
                         async for event in _stored(used, conversation, cursor):
                             cursor, sent = event
                             yield sent
+                    elif kind == "erased":
+                        if not await messages.history(used.store.database, where, before=Seq(cursor + 1), limit=1):
+                            cursor = 0
+                        yield _erased(cursor)
                     elif hint is not None and kind == "attachment":
                         async for event in _again(used, where, hint["seq"], cursor):
                             yield event
@@ -360,6 +372,11 @@ async def _events(
             except StorageError as error:
                 # The response has begun, so it can only end; its reader comes again with its Last-Event-ID.
                 log.warning("stream.storage_failed", reason=str(error))
+
+
+def _erased(cursor: int) -> ServerSentEvent:
+    """Something of what was told is gone; the id is where a reader begins that comes again."""
+    return ServerSentEvent("{}", event="erased", id=str(cursor))
 
 
 async def _stored(used: Used, conversation: str, cursor: int) -> AsyncGenerator[tuple[int, ServerSentEvent]]:

@@ -74,6 +74,12 @@ const EVENTS = {
     if (on) showTurn(true);
     else endTurn();
   },
+  erased() {
+    following.abort();
+    endTurn();
+    timeline.clear();
+    follow();
+  },
   error() {
     endTurn();
     refresh(); // what became of the message stands beside it

@@ -107,6 +107,12 @@ export class Timeline {
     this.#place(create("p", "notice", text));
   }
 
+  // What is not sent yet stays.
+  clear() {
+    for (const { element } of this.#shown) element.remove();
+    this.#shown = [];
+  }
+
   #discard(message) {
     this.#unsent.get(message.client_msg_id).remove();
     this.#unsent.delete(message.client_msg_id);

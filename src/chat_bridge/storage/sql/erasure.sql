@@ -1,0 +1,310 @@
+-- name: begin_erasure
+-- Note what is to be erased, before anything is.
+insert into erasures (id, kind, target) values ($1, $2, $3)
+returning id, created_at, finished_at, kind, target, receipt;
+
+-- name: erasure
+-- One erasure.
+select id, created_at, finished_at, kind, target, receipt from erasures where id = $1;
+
+-- name: unfinished_erasures
+-- Those that something is left to do for, the oldest first.
+select id, created_at, finished_at, kind, target, receipt
+from erasures
+where finished_at is null
+order by created_at;
+
+-- name: known_erasures
+-- Which of these there are.
+select id from erasures where id = any ($1::uuid[]);
+
+-- name: note_erasure
+-- Add to the counts of a receipt.
+update erasures
+set receipt = receipt || jsonb_build_object(
+  'sessions', coalesce((receipt ->> 'sessions')::bigint, 0) + $2,
+  'messages', coalesce((receipt ->> 'messages')::bigint, 0) + $3,
+  'files', coalesce((receipt ->> 'files')::bigint, 0) + $4,
+  'people', coalesce((receipt ->> 'people')::bigint, 0) + $5,
+  'threads', coalesce((receipt ->> 'threads')::bigint, 0) + $6
+)
+where id = $1
+returning id;
+
+-- name: aim_erasure
+-- What is left to do of an erasure, and what could not be reached so far; with nothing left it is finished.
+update erasures
+set target = $2, receipt = (receipt - 'not_reached') || $3, finished_at = case when $2::jsonb is null then clock_timestamp() end
+where id = $1
+returning id;
+
+-- name: sessions_after
+-- A page of sessions in the order of their keys: the conversations of a platform ($4) and an account ($5, null: any), and
+-- where the page ends.
+with page as materialized (
+  select conversation_id, id, platform, account
+  from sessions
+  where (conversation_id, id) > ($1, $2)
+  order by conversation_id, id
+  limit $3
+)
+select p.conversation_id, p.id, p.platform = $4 and ($5::text is null or p.account = $5) as wanted
+from page p
+where (p.platform = $4 and ($5::text is null or p.account = $5))
+  or (p.conversation_id, p.id) = (select e.conversation_id, e.id from page e order by e.conversation_id desc, e.id desc limit 1)
+order by p.conversation_id, p.id;
+
+-- name: sessions_of_person
+-- In which sessions of these conversations ($1) a person ($2) wrote, or which they began; `alone`: nobody else wrote there.
+with wrote as materialized (
+  select m.conversation_id, m.session_id, bool_or(m.sender_id = $2) as theirs,
+    bool_or(m.sender_id <> $2 and m.content_type <> 'event') as others
+  from messages m
+  where m.conversation_id = any ($1::uuid[]) and m.direction = 'inbound'
+  group by m.conversation_id, m.session_id
+)
+select s.conversation_id, s.id, s.platform, s.account, s.platform_conversation_id, s.thread, s.user_id,
+  s.metadata ->> 'resource' as resource, not coalesce(w.others, false) as alone, s.user_id = $2 as begun,
+  exists (select from holds h where h.conversation_id = s.conversation_id) as held
+from sessions s
+left join wrote w on w.conversation_id = s.conversation_id and w.session_id = s.id
+where s.conversation_id = any ($1::uuid[])
+  and (coalesce(w.theirs, false) or s.user_id = $2)
+order by s.conversation_id, s.id;
+
+-- name: sessions_of_conversation
+-- All sessions of a conversation, those too that it had under an id of before, or ($2) one of them.
+select s.conversation_id, s.id, s.platform, s.account, s.platform_conversation_id, s.thread, s.user_id,
+  s.metadata ->> 'resource' as resource, true as alone, true as begun,
+  exists (select from holds h where h.conversation_id = s.conversation_id) as held
+from (
+  select distinct platform, account, platform_conversation_id, thread from sessions where conversation_id = $1
+) c
+join sessions s on s.platform = c.platform and s.platform_conversation_id = c.platform_conversation_id
+  and s.account = c.account and s.thread = c.thread
+where $2::uuid is null or s.id = $2
+order by s.conversation_id, s.id;
+
+-- name: messages_of_person
+-- What a person ($3) wrote in a session that others wrote in too, and the replies of the turns that took any of it.
+with answered as materialized (
+  select t.id
+  from turns t
+  where t.conversation_id = $1 and t.session_id = $2 and exists (
+    select from messages m
+    where m.conversation_id = t.conversation_id and m.seq between t.first_seq and t.last_seq and m.sender_id = $3
+  )
+)
+select m.id, m.conversation_id, m.seq
+from messages m
+where m.conversation_id = $1 and m.session_id = $2
+  and (
+    (m.direction = 'inbound' and m.sender_id = $3)
+    or (m.direction = 'outbound' and m.turn_id in (select a.id from answered a))
+  )
+  and not coalesce(m.metadata ? 'erased', false)
+order by m.seq;
+
+-- name: messages_with_ids
+-- Where messages with these ids are, of those that there are. Each is looked for by itself, in a few pages.
+select m.id, m.conversation_id, m.seq
+from unnest($1::uuid[]) as i (id)
+cross join lateral (select n.id, n.conversation_id, n.seq, n.metadata from messages n where n.id = i.id limit 1) m
+where not coalesce(m.metadata ? 'erased', false)
+order by m.conversation_id, m.seq;
+
+-- name: sessions_with_ids
+-- Sessions with these ids, of those that there are.
+select s.conversation_id, s.id from sessions s where s.id = any ($1::uuid[]) order by s.conversation_id, s.id;
+
+-- name: erase_messages
+-- Delete messages of a session that nothing arrives in any more, from a seq ($3) on and at most $4, with their files unless
+-- other messages have these too.
+with doomed as materialized (
+  select m.conversation_id, m.seq, m.attachments, m.metadata
+  from messages m
+  where m.conversation_id = $1 and m.session_id = $2 and m.seq > $3
+  order by m.seq
+  limit $4
+), refs as materialized (
+  select distinct f ->> 'ref' as ref
+  from doomed d
+  cross join lateral (
+    select jsonb_array_elements(d.attachments) as f
+    union all
+    select jsonb_array_elements(v -> 'attachments') from jsonb_array_elements(d.metadata -> 'versions') v
+  ) files
+), files as materialized (
+  select a.conversation_id, a.key, a.content_id, (
+    select max(o.seq)
+    from messages o
+    where o.conversation_id = $1 and o.session_id <> $2
+      and o.attachments @> jsonb_build_array(jsonb_build_object('ref', r.ref))
+  ) as other
+  from refs r
+  join attachments a on a.conversation_id = $1 and a.key = sha256(convert_to(r.ref, 'UTF8'))
+), kept as (
+  update attachments a
+  set seq = f.other
+  from files f
+  where f.other is not null and a.conversation_id = f.conversation_id and a.key = f.key
+), gone as (
+  delete from attachments a
+  using files f
+  where f.other is null and a.conversation_id = f.conversation_id and a.key = f.key
+  returning a.content_id
+), left_over as materialized (
+  select c.id from contents c where c.id in (select content_id from gone) order by c.id for update
+), unused as (
+  update contents c
+  set unused_since = clock_timestamp()
+  from left_over l
+  where c.id = l.id and c.unused_since is null
+), undelivered as (
+  delete from deliveries x using doomed d where x.conversation_id = d.conversation_id and x.seq = d.seq
+), deleted as (
+  delete from messages m
+  using doomed d
+  where m.conversation_id = d.conversation_id and m.seq = d.seq
+  returning m.seq
+)
+select count(*) as messages, max(d.seq) as last_seq, (select count(*) from gone) as files
+from deleted d;
+
+-- name: erase_session
+-- Delete a session whose messages are gone, and what is left of its conversation if it was the last one. Not returned: it
+-- is not there, or was opened again.
+with dead as (
+  delete from sessions s
+  where s.conversation_id = $1 and s.id = $2 and s.status <> 'active'
+  returning s.conversation_id, s.id
+), turns_gone as (
+  delete from turns t using dead d where t.conversation_id = d.conversation_id and t.session_id = d.id
+), settled as (
+  delete from waiting w using dead d where w.conversation_id = d.conversation_id and w.session_id = d.id
+), last as materialized (
+  select d.conversation_id
+  from dead d
+  where not exists (select from sessions s where s.conversation_id = d.conversation_id and s.id <> d.id)
+), unmoved as (
+  delete from moves m
+  using sessions s
+  where s.conversation_id = $1 and s.id = $2
+    and (m.conversation_id = $1 or m.platform_conversation_id = s.platform_conversation_id)
+    and exists (select from last)
+), gone as (
+  delete from attachments a using last l where a.conversation_id = l.conversation_id
+  returning a.content_id
+), left_over as materialized (
+  select c.id from contents c where c.id in (select content_id from gone) order by c.id for update
+), unused as (
+  update contents c
+  set unused_since = clock_timestamp()
+  from left_over l
+  where c.id = l.id and c.unused_since is null
+)
+select d.id, (select count(*) from gone) as files
+from dead d;
+
+-- name: blank_messages
+-- What single messages ($1, $2) of a session with others told: the messages stay, without it.
+with doomed as materialized (
+  select m.conversation_id, m.seq, m.id, m.attachments, m.metadata
+  from unnest($1::uuid[], $2::bigint[]) as i (conversation_id, seq)
+  join messages m on m.conversation_id = i.conversation_id and m.seq = i.seq
+  order by m.conversation_id, m.seq
+  for update of m
+), refs as materialized (
+  select distinct d.conversation_id, f ->> 'ref' as ref
+  from doomed d
+  cross join lateral (
+    select jsonb_array_elements(d.attachments) as f
+    union all
+    select jsonb_array_elements(v -> 'attachments') from jsonb_array_elements(d.metadata -> 'versions') v
+  ) files
+), files as materialized (
+  select a.conversation_id, a.key, a.content_id, (
+    select max(o.seq)
+    from messages o
+    where o.conversation_id = r.conversation_id
+      and o.attachments @> jsonb_build_array(jsonb_build_object('ref', r.ref))
+      and not exists (select from doomed d where d.conversation_id = o.conversation_id and d.seq = o.seq)
+  ) as other
+  from refs r
+  join attachments a on a.conversation_id = r.conversation_id and a.key = sha256(convert_to(r.ref, 'UTF8'))
+), kept as (
+  update attachments a
+  set seq = f.other
+  from files f
+  where f.other is not null and a.conversation_id = f.conversation_id and a.key = f.key
+), gone as (
+  delete from attachments a
+  using files f
+  where f.other is null and a.conversation_id = f.conversation_id and a.key = f.key
+  returning a.content_id
+), left_over as materialized (
+  select c.id from contents c where c.id in (select content_id from gone) order by c.id for update
+), unused as (
+  update contents c
+  set unused_since = clock_timestamp()
+  from left_over l
+  where c.id = l.id and c.unused_since is null
+), undelivered as (
+  delete from deliveries x using doomed d where x.conversation_id = d.conversation_id and x.seq = d.seq
+), blanked as (
+  update messages m
+  set content_text = '', sender_id = null, platform_message_id = null, agent_request_id = null, attachments = null,
+    event_key = case when m.event_key is not null then 'erased:' || m.id end,
+    -- To an agent, and on every page, it is one that its sender deleted.
+    metadata = '{"erased": true, "versions": [{"deleted": true}]}'::jsonb
+      || case when m.metadata ? 'group' then '{"group": true}'::jsonb else '{}' end
+  from doomed d
+  where m.conversation_id = d.conversation_id and m.seq = d.seq
+  returning m.id
+)
+select count(*) as messages, (select count(*) from gone) as files
+from blanked b;
+
+-- name: blank_sessions
+-- Sessions with others in which a person wrote do not tell any more who began them.
+update sessions set user_id = null where id = any ($1::uuid[]) and user_id is not null returning id;
+
+-- name: person
+-- What is known of a person, on one account or ($2 null) all of a platform.
+select platform, account, platform_user_id, display_name, username, locale, aliases, metadata, first_seen, last_seen
+from users
+where platform = $1 and ($2::text is null or account = $2) and platform_user_id = $3
+order by account;
+
+-- name: erase_people
+-- Forget people.
+delete from users u
+using unnest($1::text[], $2::text[], $3::text[]) as i (platform, account, platform_user_id)
+where u.platform = i.platform and u.account = i.account and u.platform_user_id = i.platform_user_id
+returning u.platform;
+
+-- name: people_after
+-- A page of people in the order of their keys, with what tells them apart from others of the same name later.
+select platform, account, platform_user_id, first_seen
+from users
+where (platform, account, platform_user_id) > ($1, $2, $3)
+order by platform, account, platform_user_id
+limit $4;
+
+-- name: contents_in
+-- What files of these conversations consist of.
+select distinct content_id from attachments where conversation_id = any ($1::uuid[]) and content_id is not null;
+
+-- name: doom_erased
+-- These contents are not kept for the hour that others are: nothing has them any more.
+update contents c
+set unused_since = now() - interval '2 hours'
+where c.id = any ($1::uuid[]) and c.unused_since is not null
+  and not exists (select from attachments a where a.content_id = c.id)
+returning c.id;
+
+-- name: undeleted_contents
+-- Of these contents, those that nothing has and that are still there.
+select c.id
+from contents c
+where c.id = any ($1::uuid[]) and not exists (select from attachments a where a.content_id = c.id);

@@ -1,0 +1,260 @@
+"""Erasure: what is known of a person, a conversation or a session goes from everywhere, and again after a restore.
+
+The ledger lies in object storage, since a restored database does not know what was erased after its backup. It names
+sessions and messages by their random ids, and people by digests that nobody can trace back (`storage.erasure.Person`).
+It is written before anything is deleted: an erasure that was killed is carried out anew, by whoever comes next.
+"""
+
+import asyncio
+import io
+import json
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any
+from uuid import UUID, uuid4
+
+from uuid_utils.compat import uuid7
+
+from chat_bridge.agents.contract import Agent, AgentError
+from chat_bridge.errors import ChatBridgeError, PlaceError, StorageError
+from chat_bridge.model import ConversationId, Json, SessionId
+from chat_bridge.storage import erasure, leases, sessions
+from chat_bridge.storage.blobs import Blobs
+from chat_bridge.storage.erasure import Counts, Erasure, Found, Kind, Person, Place
+from chat_bridge.storage.redis import Hot
+from chat_bridge.storage.retention import UserKey
+from chat_bridge.storage.store import Store
+from chat_bridge.telemetry import log
+from chat_bridge.upkeep.cleanup import Cleanup
+
+LEDGER = "erasures/"
+LEASE = "erasure"
+LEASE_SECONDS = 300.0
+EVERY_SECONDS = 60.0
+IN_A_FILE = 100_000  # ids
+NEWEST = 2**63 - 1
+
+
+@dataclass(slots=True)
+class Plan:
+    """What there is to be erased: sessions as a whole, messages in sessions with others, people."""
+
+    sessions: list[Found] = field(default_factory=list[Found])
+    shared: list[Found] = field(default_factory=list[Found])
+    messages: list[Place] = field(default_factory=list[Place])
+    people: Sequence[Person] = ()
+
+
+class HeldError(ChatBridgeError):
+    """What is to be erased is on legal hold."""
+
+
+class Eraser:
+    """Carries out erasures."""
+
+    def __init__(self, store: Store, hot: Hot, blobs: Blobs, agent: Agent) -> None:
+        self._store = store
+        self._database = store.database
+        self._hot = hot
+        self._blobs = blobs
+        self._agent = agent
+        self._owner = f"{store.owner}:{uuid7()}"
+        self._wanted = asyncio.Event()
+        self._compared = False  # the ledger with the record of erasures
+
+    async def run(self) -> None:
+        """Finish erasures that were begun, for ever; and at the start those that a restore has undone."""
+        while True:
+            try:
+                if await leases.take(self._database, LEASE, self._owner, LEASE_SECONDS):
+                    try:
+                        await self._once()
+                    finally:
+                        await leases.release(self._database, LEASE, self._owner)
+            except (StorageError, PlaceError) as error:
+                log.warning("erasure.failed", reason=str(error), effect="it is tried again")
+            with suppress(TimeoutError):
+                async with asyncio.timeout(EVERY_SECONDS):
+                    await self._wanted.wait()
+            self._wanted.clear()
+
+    async def begin(self, kind: Kind, of: Json) -> Erasure:
+        """Note what is to be erased: `run` does it soon. Raises StorageError."""
+        wanted = await erasure.begin(self._database, uuid7(), kind, {"of": of})
+        self._wanted.set()
+        return wanted
+
+    async def _once(self) -> None:
+        if not self._compared:
+            await self.reapply()
+            self._compared = True
+        for each in await erasure.unfinished(self._database):
+            try:
+                await self.carry_out(each)
+            except HeldError as error:
+                await erasure.aim(self._database, each.id, each.target, {"not_reached": [str(error)]})
+
+    async def look(self, kind: Kind, of: Json) -> Plan:
+        """What there is of somebody or something. Raises StorageError, HeldError."""
+        plan = Plan()
+        async for page in self._sessions(kind, of):
+            for found in page:
+                if found.held:
+                    raise HeldError(f"conversation {found.conversation_id} is on legal hold: lift that first")
+                if found.alone:
+                    plan.sessions.append(found)
+                else:
+                    messages = await erasure.messages_of_person(self._database, found, of["user"])
+                    if messages or found.begun:
+                        plan.shared.append(found)
+                        plan.messages += messages
+        if kind == "user":
+            known = await erasure.person(self._database, of["platform"], of.get("account"), of["user"])
+            plan.people = [person for person, _ in known]
+        return plan
+
+    async def carry_out(self, wanted: Erasure) -> Erasure:
+        """Erase, as far as that can be done now; the receipt tells what could not be reached yet. Raises StorageError,
+        PlaceError and HeldError: then nothing, or not all of it, was deleted yet, and it is to be carried out again."""
+        left = dict(wanted.target or {})
+        if "of" in left:
+            left = await self._erase_rows(wanted, left)
+        reasons: list[str] = []
+        if threads := left.get("threads"):
+            left["threads"], reason = await self._forget(wanted.id, threads)
+            if left["threads"]:
+                reasons.append(f"what the agent remembers of {len(left['threads'])} sessions: {reason}")
+        if contents := left.get("contents"):
+            left["contents"] = await self._delete_objects([UUID(each) for each in contents])
+            if left["contents"]:
+                reasons.append(f"{len(left['contents'])} files in object storage")
+        target = {name: value for name, value in left.items() if value} or None
+        await erasure.aim(self._database, wanted.id, target, {"not_reached": reasons} if reasons else {})
+        done = await erasure.find(self._database, wanted.id)
+        assert done is not None
+        log.info("erasure.finished" if target is None else "erasure.not_finished", erasure=str(done.id), **done.receipt)
+        return done
+
+    async def reapply(self) -> Sequence[Erasure]:
+        """Erase again what a restored backup has brought back; which erasures that were. Raises StorageError,
+        PlaceError."""
+        ledger: dict[UUID, list[str]] = {}
+        for name in await self._blobs.names(LEDGER):
+            if not name.endswith(".json"):
+                continue  # somebody was killed while writing it, and began anew
+            ledger.setdefault(UUID(name.split("/")[1]), []).append(name)
+        known = await erasure.known(self._database, list(ledger))
+        again: list[Erasure] = []
+        for each in ledger.keys() - known:
+            entries = [json.loads(await self._blobs.read(name)) for name in ledger[each]]
+            again.append(await self._erase_again(each, entries))
+        return again
+
+    async def _sessions(self, kind: Kind, of: Json) -> AsyncGenerator[Sequence[Found]]:
+        if kind == "user":
+            async for page in erasure.sessions_of_person(self._database, of["platform"], of.get("account"), of["user"]):
+                yield page
+        elif kind == "conversation":
+            yield await erasure.sessions_of_conversation(self._database, ConversationId(UUID(of["conversation"])))
+        else:
+            session = await sessions.get_session(self._database, SessionId(UUID(of["session"])))
+            if session is not None:
+                yield await erasure.sessions_of_conversation(self._database, session.conversation_id, session.id)
+
+    async def _erase_rows(self, wanted: Erasure, target: dict[str, Any]) -> dict[str, Any]:
+        """Delete from PostgreSQL and Redis; what is left to do elsewhere."""
+        plan = await self.look(wanted.kind, target["of"])
+        await self._write_ledger(wanted, plan)
+        # What the agent knows of the owner goes with the last of its sessions, and not with one of many.
+        owned = wanted.kind != "session"
+        threads = [[str(each.id), each.resource if owned else None] for each in plan.sessions]
+        threads += [[str(each.id), None] for each in plan.shared]
+        contents = await self._contents([each.conversation_id for each in [*plan.sessions, *plan.shared]])
+        left = {
+            "threads": [*target.get("threads", []), *threads],
+            "contents": [*target.get("contents", []), *contents],
+        }
+        # Before the rows go, from which this could be known again.
+        await erasure.aim(self._database, wanted.id, {**target, **left}, {})
+        whole = [(each.conversation_id, each.id) for each in plan.sessions]
+        begun = [each.id for each in plan.shared if each.begun]
+        people = [each.key for each in plan.people]
+        async for counts in self._erase_found(whole, begun, plan.messages, people):
+            await erasure.note(self._database, wanted.id, counts)
+        return left
+
+    async def _contents(self, conversations: Sequence[ConversationId]) -> list[str]:
+        return [str(each) for each in await erasure.contents_in(self._database, conversations)]
+
+    async def _erase_found(
+        self,
+        whole: Sequence[tuple[ConversationId, SessionId]],
+        begun: Sequence[SessionId],
+        messages: Sequence[Place],
+        people: Sequence[UserKey],
+    ) -> AsyncGenerator[Counts]:
+        """Delete these; what went, step by step."""
+        for conversation, session in whole:
+            # Nothing arrives in a closed session, and no turn runs there.
+            await sessions.close_session(self._database, session)
+            await self._hot.control(
+                {"type": "stop", "conversation": str(conversation), "before": NEWEST, "reason": "lost", "holding": None}
+            )
+            yield await erasure.erase_session(self._database, conversation, session)
+            await self._hot.forget_conversation(conversation)
+        await erasure.blank_sessions(self._database, begun)
+        yield await erasure.blank(self._database, messages)
+        for conversation in {place.conversation_id for place in messages}:
+            await self._hot.forget_conversation(conversation)
+        yield Counts(people=await erasure.erase_people(self._database, people))
+
+    async def _write_ledger(self, wanted: Erasure, plan: Plan) -> None:
+        """In several files if there is much."""
+        ids = {
+            "sessions": [str(each.id) for each in plan.sessions],
+            "begun": [str(each.id) for each in plan.shared if each.begun],
+            "messages": [str(each.id) for each in plan.messages],
+            "people": [each.digest for each in plan.people],
+        }
+        for start in range(0, max(len(each) for each in ids.values()), IN_A_FILE):
+            some = {name: each[start : start + IN_A_FILE] for name, each in ids.items()}
+            entry = {"version": 1, "kind": wanted.kind, "erased_at": wanted.created_at.isoformat(), **some}
+            await self._blobs.write(f"{LEDGER}{wanted.id}/{uuid4()}.json", io.BytesIO(json.dumps(entry).encode()))
+
+    async def _erase_again(self, wanted: UUID, entries: Sequence[Mapping[str, Any]]) -> Erasure:
+        names = [UUID(each) for entry in entries for each in entry["sessions"]]
+        begun = [SessionId(UUID(each)) for entry in entries for each in entry["begun"]]
+        ids = [UUID(each) for entry in entries for each in entry["messages"]]
+        digests = {each for entry in entries for each in entry["people"]}
+        whole = await erasure.sessions_with_ids(self._database, names)
+        messages = await erasure.messages_with_ids(self._database, ids)
+        people = await erasure.people_with_digests(self._database, digests)
+        conversations = [conversation for conversation, _ in whole] + [place.conversation_id for place in messages]
+        contents = await self._contents(conversations)
+        counts = Counts()
+        async for more in self._erase_found(whole, begun, messages, people):
+            counts.add(more)
+        # On record only now: until then it is begun anew.
+        left = {"threads": [[str(each), None] for each in names], "contents": contents}
+        again = await erasure.begin(self._database, wanted, entries[0]["kind"], left)
+        await erasure.note(self._database, wanted, counts)
+        return await self.carry_out(again)
+
+    async def _forget(
+        self, wanted: UUID, threads: Sequence[tuple[str, str | None]]
+    ) -> tuple[list[tuple[str, str | None]], str]:
+        """Have the agent forget; what could not be reached, and why."""
+        for index, (session, resource) in enumerate(threads):
+            try:
+                if await self._agent.forget(session, resource):
+                    await erasure.note(self._database, wanted, Counts(threads=1))
+            except AgentError as error:
+                return list(threads[index:]), error.detail
+        return [], ""
+
+    async def _delete_objects(self, contents: Sequence[UUID]) -> list[str]:
+        """Delete the bytes of files that nothing has any more; those that could not be."""
+        await erasure.doom(self._database, contents)
+        await Cleanup(self._store, self._blobs).once()
+        return [str(each) for each in await erasure.undeleted(self._database, contents)]
