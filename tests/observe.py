@@ -10,6 +10,8 @@ from typing import Any
 import aiohttp
 import asyncpg
 
+from chat_bridge.model import ConversationId
+from chat_bridge.platforms import webchat
 from tests.bridge import API_KEY, Chat
 
 
@@ -63,6 +65,11 @@ async def rows(dsn: str, query: str, *arguments: object) -> list[dict[str, Any]]
         return [dict(row) for row in await connection.fetch(query, *arguments)]
     finally:
         await connection.close()
+
+
+def conversation_id(chat: Chat) -> ConversationId:
+    """Our id of it."""
+    return webchat.address(chat.conversation).id
 
 
 async def outcomes(dsn: str, chat: Chat) -> list[str | None]:

@@ -534,6 +534,7 @@ def _erase(kind: Erasable, of: Mapping[str, str], sure: bool) -> None:
 async def _with_eraser(settings: Settings, work: Callable[[Eraser], Awaitable[None]]) -> None:
     from chat_bridge.service import make_agent  # loads all that a bridge needs
 
+    configure_logging("error", settings.log_format)
     redis_url = settings.redis_url.get_secret_value() if settings.redis_url else None
     agent = make_agent(settings)
     try:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 from uuid import uuid4
 
+import aiohttp
 import pytest
 
 from chat_bridge.agents.contract import (
@@ -619,3 +620,63 @@ async def test_check_does_not_wait_for_ever(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr("chat_bridge.agents.mastra.CHECK_SECONDS", 0.1)
     async with wire((HANG,)) as server, connected(server.endpoint) as agent:
         assert "No Mastra server answers" in (await agent.check() or "fine")
+
+
+# Forgetting
+
+
+async def answered(agent: MastraAgent, request: AgentRequest) -> str:
+    async with aclosing(agent.answer(request)) as events:
+        return "".join([event.text async for event in events if isinstance(event, TextDelta)])
+
+
+async def test_a_session_is_forgotten(mastra: MastraServer) -> None:
+    async with connected(mastra.endpoint) as agent:
+        session, other = str(uuid4()), str(uuid4())
+        for each in (session, other):
+            await answered(agent, turn("remember me", session=each))
+        assert await agent.forget(session, "user")
+        assert (await answered(agent, turn("and now?", session=session))).startswith("I remember 1 of your messages.")
+        assert (await answered(agent, turn("and now?", session=other))).startswith("I remember 2 of your messages.")
+
+
+async def test_there_may_be_nothing_to_forget(mastra: MastraServer) -> None:
+    async with connected(mastra.endpoint) as agent:
+        assert not await agent.forget(str(uuid4()), "user")
+    async with connected(mastra.endpoint, "forgetful") as agent:
+        assert not await agent.forget(str(uuid4()), "user")
+
+
+async def test_what_it_knows_of_an_owner_is_forgotten(mastra: MastraServer) -> None:
+    async def working_memory(session: str) -> object:
+        query = {"agentId": "knowing", "resourceId": "ada"}
+        url = f"{mastra.endpoint}/memory/threads/{session}/working-memory"
+        async with aiohttp.ClientSession() as http, http.get(url, params=query) as response:
+            return (await response.json())["workingMemory"]
+
+    async with connected(mastra.endpoint, "knowing") as agent:
+        one, two, three = (str(uuid4()) for _ in range(3))
+        for session in (one, two, three):
+            await answered(agent, turn("hello", session=session, resource="ada"))
+        async with (
+            aiohttp.ClientSession() as http,
+            http.post(
+                f"{mastra.endpoint}/memory/threads/{one}/working-memory?agentId=knowing",
+                json={"workingMemory": "She likes tea.", "resourceId": "ada"},
+            ) as response,
+        ):
+            assert response.status == 200
+        assert await working_memory(two) == "She likes tea."
+        assert await agent.forget(one, None)
+        assert await working_memory(two) == "She likes tea.", "it is not of that session"
+        assert await agent.forget(two, "ada")
+        assert await working_memory(three) == " "
+
+
+async def test_what_could_not_be_forgotten_is_told(guarded_mastra: MastraServer) -> None:
+    async with connected(guarded_mastra.endpoint, api_key="wrong") as agent:
+        with pytest.raises(AgentError, match=r"Mastra kept the thread \(HTTP 401\)"):
+            await agent.forget(str(uuid4()), "user")
+    async with connected("http://127.0.0.1:1/api") as agent:
+        with pytest.raises(AgentError, match="Mastra can't be reached"):
+            await agent.forget(str(uuid4()), "user")

@@ -239,7 +239,12 @@ const storage = new LibSQLStore({ id: "storage", url: `file:${process.env.DATA_F
 
 const says = {
   ...{ echo, failing, flaky, slow, tool, approval, length, empty, big, image, blocked: echo },
-  ...{ files, blind, "flaky-files": flakyFiles },
+  ...{ files, blind, "flaky-files": flakyFiles, knowing: echo, forgetful: echo },
+};
+// What `knowing` knows of a person goes with no thread; `forgetful` has no memory at all.
+const memories = {
+  knowing: new Memory({ storage, options: { lastMessages: 20, workingMemory: { enabled: true, scope: "resource" } } }),
+  forgetful: undefined,
 };
 const agents = Object.entries(says).map(([id, say]) => [
   `${id}Agent`, // the name in the code, which is not the id
@@ -249,7 +254,7 @@ const agents = Object.entries(says).map(([id, say]) => [
     instructions: "None.",
     model: model(id, say),
     maxRetries: 0,
-    memory: new Memory({ storage, options: { lastMessages: 20 } }),
+    memory: id in memories ? memories[id] : new Memory({ storage, options: { lastMessages: 20 } }),
     tools: tools[id] ?? {},
     inputProcessors: guards[id] ?? [],
   }),

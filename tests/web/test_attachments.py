@@ -21,14 +21,12 @@ from PIL import Image
 from starlette.types import Message
 
 from chat_bridge.errors import PlaceError
-from chat_bridge.model import ConversationId
-from chat_bridge.platforms import webchat
 from chat_bridge.storage.redis import Hot
 from chat_bridge.web import attachments
 from chat_bridge.web.attachments import plain_name
 from tests.bridge import API_KEY, SECRET, BridgeProcess, Chat, calling, running_bridge, visiting
 from tests.conftest import fresh_database
-from tests.observe import call, rows
+from tests.observe import call, conversation_id, rows
 
 PDF = b"%PDF-1.4\n1 0 obj\n<< /Type /Catalog >>\nendobj\ntrailer\n<< /Root 1 0 R >>\n%%EOF\n"
 HTML = b"<!doctype html><html><body><script>document.title='hacked'</script></body></html>"
@@ -205,10 +203,6 @@ async def unused(dsn: str, chat: Chat) -> list[dict[str, Any]]:
         "select a.status from attachments a where a.seq is null and a.conversation_id = $1",
         conversation_id(chat),
     )
-
-
-def conversation_id(chat: Chat) -> ConversationId:
-    return webchat.address(chat.conversation).id
 
 
 @pytest.mark.parametrize("chunked", [False, True])

@@ -12,6 +12,7 @@ import pytest_asyncio
 from playwright.async_api import Browser, Locator, Page, Route, expect
 
 from tests.bridge import BridgeProcess, Chat, running_bridge
+from tests.observe import call
 from tests.web.browser import complaints_of, site
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
@@ -729,3 +730,17 @@ async def test_the_launcher_believes_only_the_chat(browser: Browser, database: s
             await asyncio.sleep(0.2)
             await expect(page.get_by_role("dialog")).to_be_visible()
             await expect(page.locator(".dot")).to_be_hidden()
+
+
+async def test_what_was_erased_leaves_the_page(page: Page, bridge: BridgeProcess) -> None:
+    await say(page, "a secret")
+    await until_shown(page, "> a secret", "a secret")
+    kept = json.loads(await page.evaluate("localStorage.getItem('chat-bridge')"))
+    person = {"platform": "webchat", "user": kept["conversation"]}
+    status, _ = await call(bridge.url, "POST", "/api/v1/erasures", json={"person": person})
+    assert status == 202
+    await until_shown(page)
+    await say(page, "new")
+    await until_shown(page, "> new", "new")
+    await page.reload()
+    await until_shown(page, "> new", "new")

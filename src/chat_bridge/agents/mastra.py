@@ -151,9 +151,10 @@ class MastraAgent:
         if resource is not None:
             owner = {**agent, "resourceId": resource}
             status, found = await self._memory("GET", f"{thread}/working-memory", owner)
-            # Only there while a thread is; and a server whose memory has no such part says so by an error.
+            # It can be changed only while there is a thread, and not to the empty text.
             if status == 200 and _at(found, "source") == "resource" and _at(found, "workingMemory"):
-                body = {"workingMemory": "", "resourceId": resource}
+                is_json = _at(_at(found, "workingMemoryTemplate"), "format") == "json"
+                body = {"workingMemory": "{}" if is_json else " ", "resourceId": resource}
                 status, _ = await self._memory("POST", f"{thread}/working-memory", agent, body)
                 if status != 200:
                     raise _RunError(TurnOutcome.ERROR, f"Mastra kept its working memory (HTTP {status})")
