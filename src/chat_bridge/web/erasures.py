@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 from uuid import UUID
 
 from fastapi import APIRouter, Depends, Path
-from pydantic import BaseModel, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from chat_bridge.storage import erasure
 from chat_bridge.storage.erasure import Erasure
@@ -31,6 +31,15 @@ class PersonToErase(BaseModel):
 
 class NewErasure(BaseModel):
     """What is to be erased: one of these."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "oneOf": [
+                {"properties": {name: {"type": type_}}, "required": [name]}
+                for name, type_ in (("person", "object"), ("conversation_id", "string"), ("session_id", "string"))
+            ]
+        }
+    )
 
     person: PersonToErase | None = None
     conversation_id: UUID | None = None
