@@ -569,6 +569,7 @@ def test_whatever_happens_database_and_model_say_the_same(world: World) -> None:
     run_state_machine_as_test(lambda: Bridge(world), settings=thorough)
 
 
+@pytest.mark.timeout(240)  # it ends with the first contradiction, which on a slow machine takes a while
 @pytest.mark.parametrize(
     ("query", "promise", "broken"),
     [
