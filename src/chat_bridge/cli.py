@@ -1,5 +1,5 @@
-"""The command line: `chat-bridge serve | doctor | migrate | config | explain | dlq | backup | import | export |
-search | search-index | version`."""
+"""The command line: `chat-bridge serve | doctor | migrate | config | explain | dlq | backup | archive | import |
+export | search | search-index | version`."""
 
 import asyncio
 import signal
@@ -15,7 +15,7 @@ from uuid import UUID
 
 import typer
 
-from chat_bridge import dlq, search
+from chat_bridge import archive, dlq, search
 from chat_bridge.backup.manifest import BackupError, Manifest
 from chat_bridge.backup.restore import restore, verify
 from chat_bridge.backup.vault import Vault, open_vault
@@ -23,7 +23,8 @@ from chat_bridge.errors import ChatBridgeError, PlaceError
 from chat_bridge.explain import told
 from chat_bridge.model import ConversationId, MessageId, SessionId
 from chat_bridge.production import require_safe
-from chat_bridge.settings import Settings, load_settings, shown
+from chat_bridge.settings import Settings, environment, load_settings, shown
+from chat_bridge.storage.blobs import Blobs, open_blobs
 from chat_bridge.storage.embedded import database_url
 from chat_bridge.storage.migrate import migrate, migration_sql, schema_state
 from chat_bridge.storage.postgres import Database, wait_for_server
@@ -51,6 +52,9 @@ cli.add_typer(dead_letters, name="dlq")
 
 backups = typer.Typer(no_args_is_help=True, help="Backups of the database; docs/operate/backup.md tells all.")
 cli.add_typer(backups, name="backup")
+
+archives = typer.Typer(no_args_is_help=True, help="Old sessions in object storage; docs/operate/archive.md tells all.")
+cli.add_typer(archives, name="archive")
 
 search_index = typer.Typer(no_args_is_help=True, help="The index of search; docs/operate/search.md tells all.")
 cli.add_typer(search_index, name="search-index")
@@ -194,6 +198,36 @@ def prune_backups(
 ) -> None:
     """Remove old backups, and what killed processes left half made."""
     _run(_prune_backups(load_settings(), keep, older_than_days))
+
+
+@archives.command("run")
+def run_archive() -> None:
+    """Archive now what ARCHIVE_AFTER_DAYS says; the bridge may run meanwhile."""
+    settings, progress = load_settings(), Progress(sys.stderr)
+    _run(_until_signal(_archive(lambda store, blobs: archive.run(store, blobs, settings, progress.count))))
+
+
+@archives.command("list")
+def list_archives() -> None:
+    """List the archives, oldest first."""
+    _run(_archive(lambda store, _: archive.show_list(store)))
+
+
+@archives.command("verify")
+def verify_archives(
+    wanted: Annotated[UUID | None, typer.Argument(metavar="ID", help="As `list` shows it; all, if not given.")] = None,
+) -> None:
+    """Read them, and compare checksums and counts."""
+    _run(_archive(lambda store, blobs: archive.verify(store, blobs, wanted)))
+
+
+@archives.command("restore")
+def restore_archived(
+    session: Annotated[UUID | None, typer.Argument(metavar="SESSION", help="The id of a session.")] = None,
+    whole: Annotated[UUID | None, typer.Option("--archive", help="All sessions of this archive instead.")] = None,
+) -> None:
+    """Bring a session back into the tables, closed as it was."""
+    _run(_archive(lambda store, blobs: archive.restore(store, blobs, session, whole)))
 
 
 ImportFile = Annotated[Path, typer.Argument(metavar="FILE")]
@@ -403,7 +437,8 @@ async def _export(settings: Settings, wanted: SessionFilter, form: str, output: 
         Database.open(dsn, pool_size=1, pgbouncer=settings.database_pgbouncer) as database,
     ):
         (await schema_state(dsn)).require_usable()
-        sessions, messages = await export(database, wanted, form, output, progress.count)
+        blobs = open_blobs(settings.attachment_bucket, settings.data_dir, environment())
+        sessions, messages = await export(database, blobs, wanted, form, output, progress.count)
     progress.end()
     print(f"{counted(messages, 'message')} of {counted(sessions, 'session')} written", file=sys.stderr)
 
@@ -416,6 +451,17 @@ async def _dlq(work: Callable[[Store], Awaitable[None]]) -> None:
     ):
         (await schema_state(dsn)).require_usable()
         await work(Store(database, owner="dlq"))
+
+
+async def _archive(work: Callable[[Store, Blobs], Awaitable[None]]) -> None:
+    settings = load_settings()
+    async with (
+        database_url(settings, beside=True) as dsn,
+        Database.open(dsn, pool_size=2, pgbouncer=settings.database_pgbouncer) as database,
+    ):
+        (await schema_state(dsn)).require_usable()
+        blobs = open_blobs(settings.attachment_bucket, settings.data_dir, environment())
+        await work(Store(database, owner="archive"), blobs)
 
 
 async def _search(settings: Settings, work: Callable[[Database, str], Awaitable[None]]) -> None:

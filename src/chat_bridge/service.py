@@ -36,8 +36,11 @@ from chat_bridge.storage.migrate import compare, migrate, schema_state
 from chat_bridge.storage.postgres import Database
 from chat_bridge.storage.redis import Hot
 from chat_bridge.storage.store import Store
+from chat_bridge.storage.transcripts import Transcripts
 from chat_bridge.telemetry import expect, log
 from chat_bridge.texts import Texts
+from chat_bridge.upkeep.ages import Ages
+from chat_bridge.upkeep.archive import Archiver
 from chat_bridge.upkeep.attend import Attendance
 from chat_bridge.upkeep.cleanup import Cleanup
 from chat_bridge.upkeep.recovery import Sweep
@@ -133,6 +136,7 @@ async def running_service(settings: Settings) -> AsyncGenerator[Service]:
                 platforms=platforms,
                 keeper=keeper,
                 blobs=blobs,
+                transcripts=Transcripts(database, blobs),
                 platform_states=attendance.states,
                 api_key=_secret(settings, settings.api_key, "api-key"),
                 secret=_secret(settings, settings.secret, "secret") or "",
@@ -145,13 +149,15 @@ async def running_service(settings: Settings) -> AsyncGenerator[Service]:
         sweeping = asyncio.create_task(sweep.run(), name="sweep")
         attending = asyncio.create_task(attendance.run(), name="attend")
         cleaning = asyncio.create_task(Cleanup(store, blobs).run(), name="cleanup")
+        archiver = Archiver(store, blobs, Ages(settings.archive_after_days))
+        archiving = asyncio.create_task(archiver.run(), name="archive")
         backing_up = [asyncio.create_task(schedule.run(), name="backup")] if schedule is not None else []
-        loops = (renewing, sweeping, attending, cleaning, *backing_up)
+        loops = (renewing, sweeping, attending, cleaning, archiving, *backing_up)
         for loop in loops:
             loop.add_done_callback(lambda task: _report(task, failed))
 
         async def drain(seconds: float = settings.drain_seconds) -> None:
-            shared = (sweeping, attending, cleaning, *backing_up)
+            shared = (sweeping, attending, cleaning, archiving, *backing_up)
             for loop in shared:
                 loop.cancel()
             await asyncio.wait(shared)  # another process may do this now

@@ -27,7 +27,6 @@ from chat_bridge.model import (
     User,
 )
 from chat_bridge.platforms import webchat
-from chat_bridge.storage import messages
 from chat_bridge.storage.redis import SlowReaderError
 from chat_bridge.storage.text import storable
 from chat_bridge.telemetry import STREAMS, log
@@ -282,12 +281,12 @@ async def read(
     """Messages of a conversation, oldest first: after a seq, before a seq, or (with neither) the newest."""
     if after is not None and before is not None:
         raise Problem(422, "after, before: give one of them")
-    where, database = webchat.address(conversation).id, used.store.database
+    where = webchat.address(conversation).id
     if after is not None:
-        found = await messages.history_after(database, where, Seq(after), limit + 1)
+        found = await used.transcripts.history_after(where, Seq(after), limit + 1)
         kept = found[:limit]
     else:
-        found = await messages.history(database, where, before=None if before is None else Seq(before), limit=limit + 1)
+        found = await used.transcripts.history(where, before=None if before is None else Seq(before), limit=limit + 1)
         kept = found[-limit:]
     return Messages(messages=await views(used, where, kept), has_more=len(found) > limit)
 
@@ -307,7 +306,7 @@ async def events(
     """Server-sent events. `message` carries its seq as `id`, so that a reconnect resumes without loss or doubles."""
     if last_event_id is None:
         # Before the response begins: what its reader sends from then on, it also hears.
-        newest = await messages.history(used.store.database, webchat.address(conversation).id, limit=1)
+        newest = await used.transcripts.history(webchat.address(conversation).id, limit=1)
         after = newest[-1].seq if newest else 0
     else:
         if not (re.fullmatch(r"[0-9]{1,19}", last_event_id) and int(last_event_id) <= MAX_SEQ):
@@ -365,7 +364,7 @@ async def _events(
 async def _stored(used: Used, conversation: str, cursor: int) -> AsyncGenerator[tuple[int, ServerSentEvent]]:
     where = webchat.address(conversation).id
     while True:
-        found = await messages.history_after(used.store.database, where, Seq(cursor), 100)
+        found = await used.transcripts.history_after(where, Seq(cursor), 100)
         for message in await views(used, where, found):
             cursor = message.seq
             yield cursor, ServerSentEvent(message.model_dump_json(), event="message", id=str(cursor))
@@ -376,7 +375,7 @@ async def _stored(used: Used, conversation: str, cursor: int) -> AsyncGenerator[
 async def _again(used: Used, where: ConversationId, seq: int, cursor: int) -> AsyncGenerator[ServerSentEvent]:
     """A message that was told of before, as it is now; without an id, since it is no news."""
     if seq <= cursor:
-        found = await messages.history(used.store.database, where, before=Seq(seq + 1), limit=1)
+        found = await used.transcripts.history(where, before=Seq(seq + 1), limit=1)
         for message in await views(used, where, found):
             if message.seq == seq:
                 yield ServerSentEvent(message.model_dump_json(), event="attachment")

@@ -13,6 +13,7 @@ from chat_bridge.settings import Settings
 from chat_bridge.storage.blobs import Blobs
 from chat_bridge.storage.redis import Hot
 from chat_bridge.storage.store import Store
+from chat_bridge.storage.transcripts import Transcripts
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +29,7 @@ class Services:
     platforms: Mapping[str, Platform]
     keeper: Keeper
     blobs: Blobs
+    transcripts: Transcripts
     platform_states: Mapping[str, str]
     api_key: str | None
     secret: str
