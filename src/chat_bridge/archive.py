@@ -1,7 +1,6 @@
 """`chat-bridge archive`: what lies in object storage instead of tables, on the command line."""
 
 from collections import Counter
-from collections.abc import Callable
 from hashlib import sha256
 from uuid import UUID
 
@@ -14,16 +13,17 @@ from chat_bridge.storage.archives import Shelf, object_name
 from chat_bridge.storage.blobs import Blobs
 from chat_bridge.storage.postgres import Record
 from chat_bridge.storage.store import Store
-from chat_bridge.transfer.progress import counted
+from chat_bridge.transfer.progress import Progress, counted
 from chat_bridge.upkeep.ages import Ages
 from chat_bridge.upkeep.archive import Archiver
 
 
-async def run(store: Store, blobs: Blobs, settings: Settings, told: Callable[[int, int], None]) -> None:
+async def run(store: Store, blobs: Blobs, settings: Settings, progress: Progress) -> None:
     """Archive what is old enough now. Raises ChatBridgeError."""
     if settings.archive_after_days is None:
         raise ChatBridgeError("ARCHIVE_AFTER_DAYS is not set: nothing is archived")
-    done = await Archiver(store, blobs, Ages(settings.archive_after_days), told=told).once()
+    done = await Archiver(store, blobs, Ages(settings.archive_after_days), told=progress.count).once()
+    progress.end()
     if done is None:
         raise ChatBridgeError("another process is archiving just now")
     print(f"{counted(done.sessions, 'session')} archived, with {counted(done.messages, 'message')}")

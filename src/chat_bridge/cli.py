@@ -204,7 +204,8 @@ def prune_backups(
 def run_archive() -> None:
     """Archive now what ARCHIVE_AFTER_DAYS says; the bridge may run meanwhile."""
     settings, progress = load_settings(), Progress(sys.stderr)
-    _run(_until_signal(_archive(lambda store, blobs: archive.run(store, blobs, settings, progress.count))))
+    configure_logging("warning", settings.log_format)
+    _run(_until_signal(_archive(lambda store, blobs: archive.run(store, blobs, settings, progress))))
 
 
 @archives.command("list")

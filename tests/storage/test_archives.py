@@ -104,10 +104,11 @@ class Desk:
     async def rows(self, query: str, *arguments: object) -> list[dict[str, Any]]:
         return await rows(self.dsn, query, *arguments)
 
-    async def all_rows(self, *tables: str) -> dict[str, list[str]]:
-        """All there is in tables, as text."""
+    async def all_rows(self, *tables: str) -> dict[str, list[dict[str, Any]]]:
+        """All there is in tables, as text, but for what tells when something will be tried again."""
+        without = "'{lease_until,next_attempt_at,give_up_at,idempotency_key}'::text[]"
         return {
-            table: [row["row"] for row in await self.rows(f"select t::text as row from {table} t order by 1")]
+            table: await self.rows(f"select (to_jsonb(t) - {without})::text as row from {table} t order by 1")
             for table in tables
         }
 

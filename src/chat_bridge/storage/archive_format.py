@@ -27,7 +27,8 @@ Row: TypeAlias = Mapping[str, Any]
 Block: TypeAlias = Mapping[str, Sequence[Row]]
 _Kind: TypeAlias = Literal["id", "time", "number", "text"]
 
-# All columns of the tables. `session` is the place of a row's session in the block's `sessions`.
+# The columns of the tables, but for those that only tell when something will be tried again, and with which key: all is
+# over. `session` is the place of a row's session in the block's `sessions`.
 TABLES: Mapping[str, Mapping[str, _Kind]] = {
     "sessions": {
         "id": "id", "conversation_id": "id", "parent_session_id": "id", "platform": "text", "account": "text",
@@ -41,14 +42,13 @@ TABLES: Mapping[str, Mapping[str, _Kind]] = {
         "metadata": "text",
     },
     "turns": {
-        "session": "number", "id": "id", "first_seq": "number", "last_seq": "number", "lease_until": "time",
-        "started_at": "time", "finished_at": "time", "status": "text", "owner": "text", "agent": "text",
-        "outcome": "text", "agent_request_id": "text", "error": "text", "usage": "text",
+        "session": "number", "id": "id", "first_seq": "number", "last_seq": "number", "started_at": "time",
+        "finished_at": "time", "status": "text", "owner": "text", "agent": "text", "outcome": "text",
+        "agent_request_id": "text", "error": "text", "usage": "text",
     },
     "deliveries": {
         "session": "number", "seq": "number", "part": "number", "attempts": "number", "failures": "number",
-        "next_attempt_at": "time", "give_up_at": "time", "sent_at": "time", "idempotency_key": "id", "status": "text",
-        "platform_message_id": "text", "error": "text",
+        "sent_at": "time", "status": "text", "platform_message_id": "text", "error": "text",
     },
 }  # fmt: skip
 
@@ -72,7 +72,10 @@ def header(archive: UUID, created_at: datetime) -> bytes:
 
 def encode(block: Block) -> bytes:
     """A block as it is stored. Raises ArchiveError if it would not be read as it is."""
-    tables = {table: _columns(kinds, block[table]) for table, kinds in TABLES.items()}
+    try:
+        tables = {table: _columns(kinds, block[table]) for table, kinds in TABLES.items()}
+    except (TypeError, ValueError, OverflowError) as error:  # such as a time that is infinite
+        raise ArchiveError(f"a row has what no archive can hold ({type(error).__name__})") from error
     text = json.dumps({"format": FORMAT, **tables}, ensure_ascii=False, separators=(",", ":"))
     data = zstandard.ZstdCompressor(level=LEVEL, write_checksum=True).compress(f"{text}\n".encode())
     if decode(data) != {table: [dict(row) for row in block[table]] for table in TABLES}:

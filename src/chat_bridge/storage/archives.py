@@ -6,11 +6,11 @@ one or the other. The object was there, and had been read back, before that.
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from typing import Any
-from uuid import UUID
+from uuid import UUID, uuid4
 
 from chat_bridge.errors import PlaceError
 from chat_bridge.model import ConversationId, SessionId
@@ -295,15 +295,21 @@ async def _restore_block(transaction: Transaction, block: Block, now: Record) ->
     known = {row["event_key"] for row in await transaction.fetch("known_keys", now["conversation_id"], keys)}
     for row in messages:
         row["event_key"] = None if row["event_key"] in known else row["event_key"]
-    for table, rows, of_session in (
-        ("messages", messages, True),
-        ("turns", [row for row in block["turns"] if row["session"] == nth], True),
-        ("deliveries", [row for row in block["deliveries"] if row["session"] == nth], False),
-    ):
-        if rows:
-            own: dict[str, Any] = {"conversation_id": now["conversation_id"]}
-            own |= {"session_id": now["id"]} if of_session else {}
-            columns = [name for name in rows[0] if name != "session"]
-            values = [(*own.values(), *(row[name] for name in columns)) for row in rows]
-            await transaction.copy(table, [*own, *columns], values)
+    await _copy(transaction, "messages", messages, now, lambda _: {"session_id": now["id"]})
+    turns = [row for row in block["turns"] if row["session"] == nth]
+    await _copy(
+        transaction, "turns", turns, now, lambda row: {"session_id": now["id"], "lease_until": row["finished_at"]}
+    )
+    # The key is nobody's: nothing is sent any more.
+    deliveries = [row for row in block["deliveries"] if row["session"] == nth]
+    await _copy(transaction, "deliveries", deliveries, now, lambda _: {"idempotency_key": uuid4()})
     return len(messages)
+
+
+async def _copy(
+    transaction: Transaction, table: str, rows: Sequence[Row], now: Record, more: Callable[[Row], Mapping[str, Any]]
+) -> None:
+    whole = [{"conversation_id": now["conversation_id"], **row, **more(row)} for row in rows]
+    if whole:
+        columns = [name for name in whole[0] if name != "session"]
+        await transaction.copy(table, columns, [[row[name] for name in columns] for row in whole])

@@ -47,8 +47,8 @@ limit $5;
 -- name: turns_to_archive
 -- A page of the turns of these sessions ($2), after an id.
 select
-  session_id, id, first_seq, last_seq, lease_until, started_at, finished_at, status, owner, agent, outcome,
-  agent_request_id, error, usage
+  session_id, id, first_seq, last_seq, started_at, finished_at, status, owner, agent, outcome, agent_request_id, error,
+  usage
 from turns
 where conversation_id = $1 and session_id = any ($2::uuid[]) and id > $3
 order by id
@@ -57,8 +57,7 @@ limit $4;
 -- name: deliveries_to_archive
 -- A page of the deliveries of these sessions ($2), after a place ($3, $4) and before a seq.
 select
-  m.session_id, d.seq, d.part, d.attempts, d.failures, d.next_attempt_at, d.give_up_at, d.sent_at, d.idempotency_key,
-  d.status, d.platform_message_id, d.error
+  m.session_id, d.seq, d.part, d.attempts, d.failures, d.sent_at, d.status, d.platform_message_id, d.error
 from deliveries d
 join messages m on m.conversation_id = d.conversation_id and m.seq = d.seq
 where d.conversation_id = $1 and m.session_id = any ($2::uuid[]) and (d.seq, d.part) > ($3, $4::smallint) and d.seq < $5
