@@ -387,7 +387,9 @@ async def _explain(settings: Settings, message: MessageId) -> None:
     ):
         story = await tell_story(database, message)
     if story is None:
-        raise ChatBridgeError(f"there is no message {message}")
+        raise ChatBridgeError(
+            f"there is no message {message}; `chat-bridge archive restore` brings back those of an archived session"
+        )
     print("\n".join(told(story)))
 
 

@@ -439,6 +439,45 @@ async def test_tidying_that_stops_loses_nothing_and_the_next_run_ends_it(
         assert not it.objects() & old
 
 
+async def test_a_session_that_is_restored_while_its_archive_is_written_anew_stays_out(
+    database: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with desk(database, tmp_path) as it:
+        found = [await it.old_talk(chat(n)) for n in range(3)]
+        await it.run()
+        await archives.restore(it.database, archives.Shelf(it.blobs), found[0])
+        replacing = archives.replace
+
+        async def replace_late(*arguments: Any) -> Any:
+            assert await archives.restore(it.database, archives.Shelf(it.blobs), found[1]) == 6
+            return await replacing(*arguments)
+
+        monkeypatch.setattr(archives, "replace", replace_late)
+        await it.run()
+        monkeypatch.undo()
+        for _ in range(3):
+            assert [await it.state(session) for session in found] == ["closed", "closed", "archived"]
+            for n in range(3):
+                assert len(await Transcripts(it.database, it.blobs).history(chat(n).id)) == 6
+            await it.later(25)
+            await it.run()
+        (archive,) = await archives.list_archives(it.database)
+        assert (archive["status"], archive["sessions"], archive["sessions_left"]) == ("stored", 1, 1)
+
+
+async def test_what_a_killed_process_left_half_written_goes_with_its_archive(database: str, tmp_path: Path) -> None:
+    async with desk(database, tmp_path) as it:
+        archive = UUID(int=7)
+        await archives.begin(it.database, archive)
+        half = tmp_path / f"{archives.object_name(archive)}.0a1b2c3d.part"
+        half.parent.mkdir(parents=True)
+        half.touch()
+        for _ in range(2):
+            await it.later(25)
+            await it.run()
+        assert (await it.statuses(), it.objects()) == ([], set())
+
+
 async def test_what_nobody_has_any_more_is_deleted_but_not_while_it_may_be_read(database: str, tmp_path: Path) -> None:
     async with desk(database, tmp_path) as it:
         session = await it.old_talk()
