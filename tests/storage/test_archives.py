@@ -3,8 +3,8 @@ Nothing is lost wherever it stops."""
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -355,6 +355,42 @@ def raising(step: str) -> Callable[..., Any]:
         raise StorageError(f"{step} fails")
 
     return fail
+
+
+class Forgetful:
+    """A place that does not keep what it was given."""
+
+    def __init__(self, folder: Path) -> None:
+        self._place: Any = open_place(str(folder), {})
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._place, name)
+
+    @contextmanager
+    def writing(self, name: str) -> Generator[Any]:
+        with self._place.writing(name) as target:
+            yield type("Half", (), {"write": lambda _, data: target.write(data[: len(data) // 2])})()
+
+
+async def test_nothing_leaves_when_the_object_is_not_what_was_written(database: str, tmp_path: Path) -> None:
+    async with desk(database, tmp_path) as it:
+        session = await it.old_talk()
+        kept = await it.all_rows(*WORKING)
+        with pytest.raises(ArchiveError, match="not there as it was written"):
+            await it.archiver(Blobs(Forgetful(tmp_path))).once()
+        assert await it.all_rows(*WORKING) == kept
+        assert (await it.state(session), await it.statuses()) == ("closed", ["writing"])
+
+
+async def test_a_block_that_is_whole_but_another_is_not_taken(database: str, tmp_path: Path) -> None:
+    async with desk(database, tmp_path) as it:
+        await it.old_talk()
+        await it.run()
+        (archive,) = await archives.list_archives(it.database)
+        (stretch,) = await archives.blocks_of(it.database, archive["id"])
+        assert (await archives.Shelf(it.blobs).read(stretch))["messages"]
+        with pytest.raises(ArchiveError, match="checksum"):
+            await archives.Shelf(it.blobs).read(replace(stretch, sha256=b"another"))
 
 
 STEPS = ["begin", "writing", "reading", "written", "first move", "second move", "filled"]
