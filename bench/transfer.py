@@ -84,7 +84,7 @@ async def run_import(database: Database, file: Path, folder: Path) -> None:
 async def run_export(database: Database, form: str, folder: Path) -> None:
     output = folder / f"export.{form}"
     began = time.perf_counter()
-    _, messages = await export(database, SessionFilter(), form, output, lambda *_: None)
+    _, messages = await export(database, None, SessionFilter(), form, output, lambda *_: None)
     seconds = time.perf_counter() - began
     size = output.stat().st_size / 1e6
     print(f"export {form:<9} {seconds:6.1f} s, {messages / seconds:,.0f} messages/s, {size:,.0f} MB")

@@ -97,7 +97,7 @@ async def test_migrate_makes_the_schema_once() -> None:
         assert errors.startswith("chat-bridge: ")
         assert "migrate" in errors
         for words in (["migrate"], ["migrate"], ["migrate", "--check"]):
-            assert await run_command(*words, **environment) == (0, "the schema is up to date: 0005\n", "")
+            assert await run_command(*words, **environment) == (0, "the schema is up to date: 0006\n", "")
 
 
 async def test_migrate_hears_sigterm_while_it_waits_for_the_database(tmp_path: Path, unused_tcp_port: int) -> None:
@@ -253,7 +253,7 @@ async def test_doctor_finds_nothing_wrong(database: str, redis_url: str, tmp_pat
     assert (code, errors) == (0, "")
     assert told(output) == {
         "database": ("ok", "PostgreSQL 18 answers."),
-        "schema": ("ok", "Up to date (0005)."),
+        "schema": ("ok", "Up to date (0006)."),
         "clock": ("ok", "PostgreSQL and this machine agree on the time."),
         "redis": ("ok", "Answers."),
         "attachments": ("ok", "Their place can be reached."),

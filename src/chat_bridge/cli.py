@@ -1,5 +1,5 @@
-"""The command line: `chat-bridge serve | doctor | migrate | config | explain | dlq | backup | import | export |
-search | search-index | retention | hold | erase | version`."""
+"""The command line: `chat-bridge serve | doctor | migrate | config | explain | dlq | backup | archive | import |
+export | search | search-index | retention | hold | erase | version`."""
 
 import asyncio
 import signal
@@ -16,7 +16,7 @@ from uuid import UUID
 
 import typer
 
-from chat_bridge import dlq, erase, retention, search
+from chat_bridge import archive, dlq, erase, retention, search
 from chat_bridge.backup.manifest import BackupError, Manifest
 from chat_bridge.backup.restore import restore, verify
 from chat_bridge.backup.vault import Vault, open_vault
@@ -25,7 +25,7 @@ from chat_bridge.explain import told
 from chat_bridge.model import ConversationId, MessageId, SessionId
 from chat_bridge.production import require_safe
 from chat_bridge.settings import Settings, environment, load_settings, shown
-from chat_bridge.storage.blobs import open_blobs
+from chat_bridge.storage.blobs import Blobs, open_blobs
 from chat_bridge.storage.embedded import database_url
 from chat_bridge.storage.erasure import Kind as Erasable
 from chat_bridge.storage.migrate import migrate, migration_sql, schema_state
@@ -65,6 +65,9 @@ cli.add_typer(on_hold, name="hold")
 
 erasures = typer.Typer(no_args_is_help=True, help="Delete for good, everywhere; docs/operate/erasure.md tells all.")
 cli.add_typer(erasures, name="erase")
+
+archives = typer.Typer(no_args_is_help=True, help="Old sessions in object storage; docs/operate/archive.md tells all.")
+cli.add_typer(archives, name="archive")
 
 search_index = typer.Typer(no_args_is_help=True, help="The index of search; docs/operate/search.md tells all.")
 cli.add_typer(search_index, name="search-index")
@@ -208,6 +211,37 @@ def prune_backups(
 ) -> None:
     """Remove old backups, and what killed processes left half made."""
     _run(_prune_backups(load_settings(), keep, older_than_days))
+
+
+@archives.command("run")
+def run_archive() -> None:
+    """Archive now what ARCHIVE_AFTER_DAYS says; the bridge may run meanwhile."""
+    settings, progress = load_settings(), Progress(sys.stderr)
+    configure_logging("warning", settings.log_format)
+    _run(_until_signal(_archive(lambda store, blobs: archive.run(store, blobs, settings, progress))))
+
+
+@archives.command("list")
+def list_archives() -> None:
+    """List the archives, oldest first."""
+    _run(_archive(lambda store, _: archive.show_list(store)))
+
+
+@archives.command("verify")
+def verify_archives(
+    wanted: Annotated[UUID | None, typer.Argument(metavar="ID", help="As `list` shows it; all, if not given.")] = None,
+) -> None:
+    """Read them, and compare checksums and counts."""
+    _run(_archive(lambda store, blobs: archive.verify(store, blobs, wanted)))
+
+
+@archives.command("restore")
+def restore_archived(
+    session: Annotated[UUID | None, typer.Argument(metavar="SESSION", help="The id of a session.")] = None,
+    whole: Annotated[UUID | None, typer.Option("--archive", help="All sessions of this archive instead.")] = None,
+) -> None:
+    """Bring a session back into the tables, closed as it was."""
+    _run(_archive(lambda store, blobs: archive.restore(store, blobs, session, whole)))
 
 
 ImportFile = Annotated[Path, typer.Argument(metavar="FILE")]
@@ -450,7 +484,9 @@ async def _explain(settings: Settings, message: MessageId) -> None:
     ):
         story = await tell_story(database, message)
     if story is None:
-        raise ChatBridgeError(f"there is no message {message}")
+        raise ChatBridgeError(
+            f"there is no message {message}; `chat-bridge archive restore` brings back those of an archived session"
+        )
     print("\n".join(told(story)))
 
 
@@ -501,7 +537,8 @@ async def _export(settings: Settings, wanted: SessionFilter, form: str, output: 
         Database.open(dsn, pool_size=1, pgbouncer=settings.database_pgbouncer) as database,
     ):
         (await schema_state(dsn)).require_usable()
-        sessions, messages = await export(database, wanted, form, output, progress.count)
+        blobs = open_blobs(settings.attachment_bucket, settings.data_dir, environment())
+        sessions, messages = await export(database, blobs, wanted, form, output, progress.count)
     progress.end()
     print(f"{counted(messages, 'message')} of {counted(sessions, 'session')} written", file=sys.stderr)
 
@@ -514,6 +551,17 @@ async def _dlq(work: Callable[[Store], Awaitable[None]]) -> None:
     ):
         (await schema_state(dsn)).require_usable()
         await work(Store(database, owner="dlq"))
+
+
+async def _archive(work: Callable[[Store, Blobs], Awaitable[None]]) -> None:
+    settings = load_settings()
+    async with (
+        database_url(settings, beside=True) as dsn,
+        Database.open(dsn, pool_size=2, pgbouncer=settings.database_pgbouncer) as database,
+    ):
+        (await schema_state(dsn)).require_usable()
+        blobs = open_blobs(settings.attachment_bucket, settings.data_dir, environment())
+        await work(Store(database, owner="archive"), blobs)
 
 
 async def _on_database(settings: Settings, work: Callable[[Database, str], Awaitable[None]]) -> None:

@@ -37,8 +37,11 @@ from chat_bridge.storage.migrate import compare, migrate, schema_state
 from chat_bridge.storage.postgres import Database
 from chat_bridge.storage.redis import Hot
 from chat_bridge.storage.store import Store
+from chat_bridge.storage.transcripts import Transcripts
 from chat_bridge.telemetry import expect, log
 from chat_bridge.texts import Texts
+from chat_bridge.upkeep.ages import Ages
+from chat_bridge.upkeep.archive import Archiver
 from chat_bridge.upkeep.attend import Attendance
 from chat_bridge.upkeep.cleanup import Cleanup
 from chat_bridge.upkeep.erasure import Eraser
@@ -140,6 +143,7 @@ async def running_service(settings: Settings) -> AsyncGenerator[Service]:
                 keeper=keeper,
                 blobs=blobs,
                 eraser=eraser,
+                transcripts=Transcripts(database, blobs),
                 platform_states=attendance.states,
                 api_key=_secret(settings, settings.api_key, "api-key"),
                 secret=_secret(settings, settings.secret, "secret") or "",
@@ -156,12 +160,14 @@ async def running_service(settings: Settings) -> AsyncGenerator[Service]:
         backing_up = [asyncio.create_task(schedule.run(), name="backup")] if schedule is not None else []
         retention = Retention(database, policies, hot, store.owner)
         expiring = [] if policies.keeps_all else [asyncio.create_task(retention.run(), name="retention")]
-        loops = (renewing, sweeping, attending, cleaning, erasing, *backing_up, *expiring)
+        archiver = Archiver(store, blobs, Ages(settings.archive_after_days))
+        archiving = asyncio.create_task(archiver.run(), name="archive")
+        loops = (renewing, sweeping, attending, cleaning, erasing, archiving, *backing_up, *expiring)
         for loop in loops:
             loop.add_done_callback(lambda task: _report(task, failed))
 
         async def drain(seconds: float = settings.drain_seconds) -> None:
-            shared = (sweeping, attending, cleaning, erasing, *backing_up, *expiring)
+            shared = (sweeping, attending, cleaning, erasing, archiving, *backing_up, *expiring)
             for loop in shared:
                 loop.cancel()
             await asyncio.wait(shared)  # another process may do this now

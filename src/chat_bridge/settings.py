@@ -215,6 +215,12 @@ def _age_key(value: SecretStr) -> SecretStr:
     return SecretStr(keys[0])
 
 
+def _archive_age(value: int) -> int:
+    if value < 8:
+        raise ValueError("must be 8 or more: until then a message that its platform sends again is known by its row")
+    return value
+
+
 def _timezone(value: str) -> str:
     if value == "UTC":
         return value
@@ -360,6 +366,16 @@ class Settings(BaseModel):
         "Most bytes of files that the agent gets in one turn.",
         "5242880",
         ge=0,
+    )
+
+    # Archives
+    archive_after_days: Annotated[int, AfterValidator(_archive_age)] | None = _setting(
+        None,
+        "ARCHIVE_AFTER_DAYS",
+        "Move closed sessions in which nothing has happened for so many days, 8 or more, from PostgreSQL to the place "
+        "of attachments, compressed; docs/operate/archive.md tells all. Not set: none.",
+        "90",
+        le=36500,
     )
 
     # Backups

@@ -57,6 +57,8 @@ ATTACHMENTS = Counter(
 )
 ATTACHMENT_BYTES = Counter("chat_bridge_attachment_bytes", "Bytes of the files that were stored.", ["platform"])
 EXPIRED = Counter("chat_bridge_expired", "What retention has deleted: messages, files, sessions, people.", ["kind"])
+ARCHIVED = Counter("chat_bridge_archived", "What went from the tables into archives.", ["what"])
+ARCHIVE_FAILURES = Counter("chat_bridge_archive_failures", "Runs of the archiver that failed; they are made again.")
 RECOVERED = Counter("chat_bridge_recovered", "Work that the sweep found without a worker.", ["kind"])
 
 # What stands in the database, the same in every process. NaN: it could not be asked.
@@ -108,6 +110,8 @@ def expect(agent: str, platforms: Iterable[str]) -> None:
         WEBHOOKS_REFUSED.labels(platform)
     for kind in ("turn", "set_aside", "delivery", "attachment"):
         RECOVERED.labels(kind)
+    for what in ("sessions", "messages"):
+        ARCHIVED.labels(what)
     for room in ("requests", "event streams", "uploads", "downloads", "bodies", "writes"):
         REFUSED.labels(room)
 

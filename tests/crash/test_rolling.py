@@ -262,7 +262,7 @@ async def test_photos_meet_old_and_new_code(old_code: Path, redis_url: str, tmp_
             assert await new.stop(signal.SIGTERM) == 0
             assert (await answered(10))[8:] == ["9", "10"]
 
-            # And the other way round. The new code knows nothing of the files of before.
+            # And the other way round.
             await chat.say("11", media="photo", content=picture(60, 30))
             await answered(11)
             assert await old.stop(signal.SIGTERM) == 0
@@ -276,5 +276,5 @@ async def test_photos_meet_old_and_new_code(old_code: Path, redis_url: str, tmp_
             "select m.content_text as text from attachments a join messages m using (conversation_id, seq) "
             "where a.status = 'stored' order by seq",
         )
-        assert [row["text"] for row in found][-3:] == ["9", "10", "12"]
+        assert [row["text"] for row in found][-3:] == ["10", "11", "12"]
         await all_is_settled(database)

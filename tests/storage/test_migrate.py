@@ -20,7 +20,7 @@ from tests.bridge import SECRET, running_bridge
 from tests.needs import unavailable
 from tests.storage.dialogue import looking, opened, said
 
-HEAD = "0005"
+HEAD = "0006"
 NEWER = "9999"
 
 

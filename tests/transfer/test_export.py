@@ -19,7 +19,7 @@ from markdown_it import MarkdownIt
 
 from chat_bridge.errors import ChatBridgeError
 from chat_bridge.model import Attachment, EventKind
-from chat_bridge.storage import messages, transfer
+from chat_bridge.storage import messages, transcripts
 from chat_bridge.storage.sessions import SessionFilter
 from chat_bridge.storage.store import Store
 from chat_bridge.transfer.export import export
@@ -55,7 +55,7 @@ async def written(store: Store, form: str, folder: Path, wanted: SessionFilter |
     """The text of an export."""
     output = folder / f"sessions.{form}"
     output.unlink(missing_ok=True)
-    await export(store.database, wanted or SessionFilter(), form, output, lambda *_: None)
+    await export(store.database, None, wanted or SessionFilter(), form, output, lambda *_: None)
     return output.read_text()
 
 
@@ -167,7 +167,7 @@ async def test_html_is_text_and_nothing_else(store: Store, tmp_path: Path) -> No
 
 async def test_parquet_has_a_row_for_each_message(store: Store, tmp_path: Path) -> None:
     output = tmp_path / "sessions.parquet"
-    assert await export(store.database, SessionFilter(), "parquet", output, ignored) == (4, 8)
+    assert await export(store.database, None, SessionFilter(), "parquet", output, ignored) == (4, 8)
     rows = pyarrow.parquet.read_table(output).to_pylist()
     assert NASTY in [row["text"] for row in rows]
     assert rows[-1]["created_at"].tzinfo is not None
@@ -179,7 +179,7 @@ async def test_parquet_without_its_package_says_what_to_install(
 ) -> None:
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     with pytest.raises(ChatBridgeError, match=r"agoric-chat-bridge\[parquet\]"):
-        await export(store.database, SessionFilter(), "parquet", tmp_path / "a.parquet", ignored)
+        await export(store.database, None, SessionFilter(), "parquet", tmp_path / "a.parquet", ignored)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -187,7 +187,7 @@ async def test_filters(store: Store, tmp_path: Path) -> None:
     async def count(wanted: SessionFilter) -> int:
         output = tmp_path / "some.jsonl"
         output.unlink(missing_ok=True)
-        return (await export(store.database, wanted, "jsonl", output, ignored))[0]
+        return (await export(store.database, None, wanted, "jsonl", output, ignored))[0]
 
     assert await count(SessionFilter(platform="webchat")) == 4
     assert await count(SessionFilter(platform="slack")) == 0
@@ -200,7 +200,7 @@ async def test_filters(store: Store, tmp_path: Path) -> None:
 
 async def test_long_sessions_and_many_of_them(database: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """More than a page of each."""
-    monkeypatch.setattr(transfer, "PAGE", 7)
+    monkeypatch.setattr(transcripts, "PAGE", 7)
     monkeypatch.setattr("chat_bridge.transfer.export.PAGE", 2)
     async with opened(database) as store:
         for n in range(21):
@@ -221,16 +221,16 @@ async def test_no_file_is_left_half_or_overwritten(store: Store, tmp_path: Path)
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        await export(store.database, SessionFilter(), "jsonl", output, stop)
+        await export(store.database, None, SessionFilter(), "jsonl", output, stop)
     assert list(tmp_path.iterdir()) == []
     output.write_text("mine")
     with pytest.raises(ChatBridgeError, match="is there already"):
-        await export(store.database, SessionFilter(), "jsonl", output, ignored)
+        await export(store.database, None, SessionFilter(), "jsonl", output, ignored)
     assert output.read_text() == "mine"
     with pytest.raises(ChatBridgeError, match="can't be written: No such file or directory"):
-        await export(store.database, SessionFilter(), "jsonl", tmp_path / "no" / "a.jsonl", ignored)
+        await export(store.database, None, SessionFilter(), "jsonl", tmp_path / "no" / "a.jsonl", ignored)
     with pytest.raises(ChatBridgeError, match="standard output"):
-        await export(store.database, SessionFilter(), "parquet", None, ignored)
+        await export(store.database, None, SessionFilter(), "parquet", None, ignored)
 
 
 async def test_the_command_writes_to_standard_output(store: Store, database: str) -> None:

@@ -192,7 +192,8 @@ async def _put_back(dsn: str, name: str, tables: Tables) -> None:
             if await connection.fetchval(_WHOSE_ASIDE, ASIDE) != name:
                 return  # nothing was moved, or the restore had come to its end
             for table in sorted(known_tables()):
-                await connection.execute(f"drop table if exists {Tables(tables.namespace, []).full_name(table)}")
+                name_there = Tables(tables.namespace, []).full_name(table)
+                await connection.execute(f"drop table if exists {name_there} cascade")  # keys may refer to it
             for table in tables.names:
                 await connection.execute(f"alter table {aside.full_name(table)} set schema {quoted(tables.namespace)}")
             await connection.execute(f"drop schema {ASIDE}")

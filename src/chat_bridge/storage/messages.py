@@ -147,16 +147,10 @@ async def history(
     limit: int = 50,
     session: SessionId | None = None,
 ) -> Sequence[StoredMessage]:
-    """The newest messages (or those before a seq) of a conversation, or of one session of it; oldest first."""
+    """The newest messages (or those before a seq) of a conversation, or of one session of it; oldest first. Only what
+    is in PostgreSQL: `Transcripts` has what is archived, too."""
     rows = await database.fetch("history_before", conversation, before or 2**63 - 1, limit, session)
-    return [_stored(conversation, row) for row in reversed(rows)]
-
-
-async def history_after(
-    database: Database, conversation: ConversationId, after: Seq, limit: int = 50
-) -> Sequence[StoredMessage]:
-    """The messages that follow a seq, oldest first."""
-    return [_stored(conversation, row) for row in await database.fetch("history_after", conversation, after, limit)]
+    return [stored_message(conversation, row) for row in reversed(rows) if row["seq"] is not None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -287,9 +281,10 @@ def attachment(file: Mapping[str, Any]) -> Attachment:
     return Attachment(**known)
 
 
-def _stored(conversation: ConversationId, row: Record) -> StoredMessage:
+def stored_message(conversation: ConversationId, row: Record) -> StoredMessage:
+    """A row of `history_before` or `history_after`, whose columns it takes in their order."""
     (
-        seq, id_, session, direction, content_type, text, event_key, sender, created_at, files, metadata, status
+        seq, id_, session, direction, content_type, text, event_key, sender, created_at, files, metadata, status, _
     ) = row.values()  # fmt: skip
     return StoredMessage(
         id_,

@@ -62,7 +62,8 @@ class Place(Protocol):
         ...
 
     def delete(self, names: Sequence[str]) -> None:
-        """Remove these files, one after the other; one that is not there is no error."""
+        """Remove these files, and what is left of them half written, one after the other; one that is not there is no
+        error."""
         ...
 
     def check(self) -> None:
@@ -119,6 +120,8 @@ class Folder:
             for name in names:
                 path = self._folder / name
                 path.unlink(missing_ok=True)
+                for half in path.parent.glob(f"{path.name}.*{HALF}"):  # who wrote them was killed
+                    half.unlink(missing_ok=True)
                 # A backup's own folder goes with it. Deeper ones are for many: somebody may be about to write there.
                 if path.parent.parent == self._folder:
                     with suppress(OSError):  # it is not empty yet

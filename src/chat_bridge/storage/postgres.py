@@ -278,6 +278,12 @@ class Database:
         async with self._connection() as connection, connection.transaction():
             yield Transaction(connection)
 
+    @asynccontextmanager
+    async def snapshot(self) -> AsyncGenerator["Transaction"]:
+        """Several named queries that read the same moment."""
+        async with self._connection() as connection, connection.transaction(isolation="repeatable_read", readonly=True):
+            yield Transaction(connection)
+
     def pool_use(self) -> PoolUse:
         """How much of the pool is in use now."""
         idle = self._pool.get_idle_size()

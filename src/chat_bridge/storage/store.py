@@ -128,7 +128,8 @@ class Store:
     async def history(
         self, conversation: ConversationId, *, before: Seq | None = None, limit: int = 50
     ) -> Sequence[StoredMessage]:
-        """The newest messages (or those before a seq), oldest first."""
+        """The newest messages (or those before a seq), oldest first; without those in archives, which `Transcripts`
+        has too."""
         return await messages.history(self.database, conversation, before=before, limit=limit)
 
     async def _receive_batch(self, arrivals: Sequence[Arrival]) -> Sequence[Receipt]:

@@ -1,15 +1,14 @@
-"""Whole conversations: history of another program on its way in, and sessions read from end to end."""
+"""Whole conversations: history of another program on its way in."""
 
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Literal, NamedTuple
 
-from chat_bridge.model import Address, ConversationId, Json, MessageId, Session, SessionId
+from chat_bridge.model import Address, ConversationId, Json, MessageId, SessionId
 from chat_bridge.storage.postgres import Database, Record, Transaction, win
 from chat_bridge.storage.text import storable, storable_or_none, to_jsonb
 
-PAGE = 1000
 _SESSION_COLUMNS = (
     "conversation_id", "id", "platform", "account", "platform_conversation_id", "thread", "user_id", "status",
     "created_at", "last_activity", "parent_session_id", "message_count", "next_seq", "answered_seq", "metadata",
@@ -109,7 +108,7 @@ async def _fresh(
     for message in batch:
         sessions.setdefault(message.session.id, message.session.address.id)
     elsewhere = await transaction.fetch("sessions_elsewhere", list(sessions), list(sessions.values()))
-    lost = {row["id"] for row in elsewhere}
+    lost = {row["id"]: row["archived"] for row in elsewhere}
     known = await _find(transaction, batch)
     fresh: list[HistoricMessage] = []
     seen: dict[tuple[ConversationId, str | MessageId], HistoricMessage] = {}
@@ -119,7 +118,9 @@ async def _fresh(
         twin = seen.get((where, message.key)) or seen.get((where, message.id))
         row = known.get(number)
         before = (row["direction"], stored_text(message, row)) if row else (twin.direction, twin.text) if twin else None
-        if message.session.id in lost or sessions[message.session.id] != where:
+        if lost.get(message.session.id):
+            outcome.refused.append((number, "its session is archived; `chat-bridge archive restore` brings it back"))
+        elif message.session.id in lost or sessions[message.session.id] != where:
             outcome.refused.append((number, "its session belongs to another conversation"))
         elif before is None:
             fresh.append(message)
@@ -156,18 +157,6 @@ async def _find(transaction: Transaction, batch: Sequence[HistoricMessage]) -> M
 def stored_text(message: HistoricMessage, row: Record) -> str:
     """The text of a row that may be this message: an export has an edited one's newest text."""
     return message.text if message.text == row["shown_text"] else row["content_text"]
-
-
-async def session_messages(database: Database, session: Session) -> AsyncGenerator[Record]:
-    """All messages of a session, oldest first, a page at a time."""
-    after = -1
-    while True:
-        rows = await database.fetch("messages_of_session", session.conversation_id, session.id, after, PAGE)
-        for row in rows:
-            yield row
-        if len(rows) < PAGE:
-            return
-        after = rows[-1]["seq"]
 
 
 class _Place:

@@ -8,7 +8,8 @@ from datetime import datetime
 from chat_bridge.model import Session, SessionId
 from chat_bridge.storage import sessions
 from chat_bridge.storage.postgres import Database, Record
-from chat_bridge.storage.transfer import HistoricMessage, find_history, session_messages, stored_text
+from chat_bridge.storage.transcripts import Transcripts
+from chat_bridge.storage.transfer import HistoricMessage, find_history, stored_text
 from chat_bridge.transfer.report import CheckResult
 
 SAMPLES = 5  # sessions
@@ -71,7 +72,9 @@ class Check:
     async def _stored(self, session: Session, limit: int) -> Sequence[Record]:
         """The first imported messages of a session, in the order in which PostgreSQL has them."""
         found: list[Record] = []
-        async for row in session_messages(self._database, session):
+        if session.status == "archived":  # nothing was imported there
+            return found
+        async for row in Transcripts(self._database, None).of_session(session):
             found.append(row)
             if len(found) == limit:
                 break

@@ -11,10 +11,11 @@ from typing import Any, BinaryIO
 
 from chat_bridge.errors import ChatBridgeError
 from chat_bridge.model import Session
+from chat_bridge.storage.blobs import Blobs
 from chat_bridge.storage.postgres import Database, Record
 from chat_bridge.storage.sessions import SessionFilter, list_sessions
 from chat_bridge.storage.text import from_jsonb
-from chat_bridge.storage.transfer import session_messages
+from chat_bridge.storage.transcripts import Transcripts
 from chat_bridge.transfer.writers import WRITERS, Message, Writer
 
 PAGE = 200
@@ -22,17 +23,19 @@ PAGE = 200
 
 async def export(
     database: Database,
+    blobs: Blobs | None,
     wanted: SessionFilter,
     form: str,
     output: Path | None,
     told: Callable[[int, int], None],
 ) -> tuple[int, int]:
     """Write sessions to a file (None: standard output): how many sessions and messages there were. `told` hears these
-    numbers on the way. Raises ChatBridgeError; then there is no new file."""
+    numbers on the way. Archives are read from `blobs`. Raises ChatBridgeError; then there is no new file."""
+    transcripts = Transcripts(database, blobs)
     count = messages = 0
     with _opened(output, form) as file, WRITERS[form](file) as writer:
         async for session in _sessions(database, wanted):
-            messages += await _export(database, session, writer)
+            messages += await _export(transcripts, session, writer)
             count += 1
             told(count, messages)
     return count, messages
@@ -45,10 +48,10 @@ async def _sessions(database: Database, wanted: SessionFilter) -> AsyncGenerator
         wanted = replace(wanted, before=page[-1].id)
 
 
-async def _export(database: Database, session: Session, writer: Writer) -> int:
+async def _export(transcripts: Transcripts, session: Session, writer: Writer) -> int:
     writer.session(session)
     count = 0
-    async for row in session_messages(database, session):
+    async for row in transcripts.of_session(session):
         writer.message(_message(row))
         count += 1
     return count

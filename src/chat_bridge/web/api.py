@@ -154,8 +154,7 @@ async def get_messages(
 ) -> Messages:
     """Messages of a session, oldest first."""
     session = await _session(used, session_id)
-    found = await messages.history(
-        used.store.database,
+    found = await used.transcripts.history(
         session.conversation_id,
         before=None if before is None else Seq(before),
         limit=limit + 1,

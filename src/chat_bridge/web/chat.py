@@ -27,7 +27,6 @@ from chat_bridge.model import (
     User,
 )
 from chat_bridge.platforms import webchat
-from chat_bridge.storage import messages
 from chat_bridge.storage.redis import SlowReaderError
 from chat_bridge.storage.text import storable
 from chat_bridge.telemetry import STREAMS, log
@@ -285,12 +284,12 @@ async def read(
     """Messages of a conversation, oldest first: after a seq, before a seq, or (with neither) the newest."""
     if after is not None and before is not None:
         raise Problem(422, "after, before: give one of them")
-    where, database = webchat.address(conversation).id, used.store.database
+    where = webchat.address(conversation).id
     if after is not None:
-        found = await messages.history_after(database, where, Seq(after), limit + 1)
+        found = await used.transcripts.history_after(where, Seq(after), limit + 1)
         kept = found[:limit]
     else:
-        found = await messages.history(database, where, before=None if before is None else Seq(before), limit=limit + 1)
+        found = await used.transcripts.history(where, before=None if before is None else Seq(before), limit=limit + 1)
         kept = found[-limit:]
     return Messages(messages=await views(used, where, kept), has_more=len(found) > limit)
 
@@ -313,7 +312,7 @@ async def events(
     ):
         raise Problem(422, "Last-Event-ID: must be a seq")
     # Before the response begins: what its reader sends from then on, it also hears.
-    found = await messages.history(used.store.database, webchat.address(conversation).id, limit=1)
+    found = await used.transcripts.history(webchat.address(conversation).id, limit=1)
     newest = found[-1].seq if found else 0
     after = newest if last_event_id is None else int(last_event_id)
     # What it has seen is gone, and seq begins anew.
@@ -356,7 +355,7 @@ async def _events(
                             cursor, sent = event
                             yield sent
                     elif kind == "erased":
-                        if not await messages.history(used.store.database, where, before=Seq(cursor + 1), limit=1):
+                        if not await used.transcripts.history(where, before=Seq(cursor + 1), limit=1):
                             cursor = 0
                         yield _erased(cursor)
                     elif hint is not None and kind == "attachment":
@@ -382,7 +381,7 @@ def _erased(cursor: int) -> ServerSentEvent:
 async def _stored(used: Used, conversation: str, cursor: int) -> AsyncGenerator[tuple[int, ServerSentEvent]]:
     where = webchat.address(conversation).id
     while True:
-        found = await messages.history_after(used.store.database, where, Seq(cursor), 100)
+        found = await used.transcripts.history_after(where, Seq(cursor), 100)
         for message in await views(used, where, found):
             cursor = message.seq
             yield cursor, ServerSentEvent(message.model_dump_json(), event="message", id=str(cursor))
@@ -393,7 +392,7 @@ async def _stored(used: Used, conversation: str, cursor: int) -> AsyncGenerator[
 async def _again(used: Used, where: ConversationId, seq: int, cursor: int) -> AsyncGenerator[ServerSentEvent]:
     """A message that was told of before, as it is now; without an id, since it is no news."""
     if seq <= cursor:
-        found = await messages.history(used.store.database, where, before=Seq(seq + 1), limit=1)
+        found = await used.transcripts.history(where, before=Seq(seq + 1), limit=1)
         for message in await views(used, where, found):
             if message.seq == seq:
                 yield ServerSentEvent(message.model_dump_json(), event="attachment")

@@ -12,6 +12,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 from chat_bridge.errors import OverloadedError, StorageError
+from chat_bridge.storage.archive_format import ArchiveError
 from chat_bridge.telemetry import REFUSED, log
 
 RETRY_SECONDS = 2
@@ -72,6 +73,11 @@ def handle_problems(app: FastAPI) -> None:
         detail = f"{why}; nothing was stored. Please try again."
         return problem_response(503, detail, {"Retry-After": str(RETRY_SECONDS)})
 
+    async def on_archive(_request: Request, error: Exception) -> JSONResponse:
+        log.error("request.archive_failed", reason=str(error))
+        detail = "Older messages of this are in an archive that can't be read now. Please try again later."
+        return problem_response(503, detail, {"Retry-After": str(RETRY_SECONDS)})
+
     async def on_gone(_request: Request, _error: Exception) -> JSONResponse:
         return problem_response(400, "The connection was closed before the body was whole.")  # nobody reads it
 
@@ -81,6 +87,7 @@ def handle_problems(app: FastAPI) -> None:
 
     app.add_exception_handler(HTTPException, on_http)
     app.add_exception_handler(RequestValidationError, on_invalid)
+    app.add_exception_handler(ArchiveError, on_archive)
     app.add_exception_handler(StorageError, on_storage)
     app.add_exception_handler(ClientDisconnect, on_gone)
     app.add_exception_handler(Exception, on_crash)

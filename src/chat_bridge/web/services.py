@@ -13,6 +13,7 @@ from chat_bridge.settings import Settings
 from chat_bridge.storage.blobs import Blobs
 from chat_bridge.storage.redis import Hot
 from chat_bridge.storage.store import Store
+from chat_bridge.storage.transcripts import Transcripts
 from chat_bridge.upkeep.erasure import Eraser
 
 
@@ -30,6 +31,7 @@ class Services:
     keeper: Keeper
     blobs: Blobs
     eraser: Eraser
+    transcripts: Transcripts
     platform_states: Mapping[str, str]
     api_key: str | None
     secret: str

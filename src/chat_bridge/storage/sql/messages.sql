@@ -192,37 +192,54 @@ where l.fresh = 0;
 
 -- name: history_before
 -- The newest messages before a seq, newest first, of all sessions or ($4) of one: one backward walk of the primary key.
-select
-  m.seq, m.id, m.session_id, m.direction, m.content_type, m.content_text, m.event_key, m.sender_id, m.created_at,
-  m.attachments, m.metadata,
-  case
-    when m.status <> 'accepted' then m.status
-    when m.seq > (
-      select min(s.answered_seq) from sessions s where s.conversation_id = $1 and s.pending_since is not null
-    ) then 'pending'
-    else 'answered'
-  end as status
-from messages m
-where m.conversation_id = $1 and m.seq < $2 and ($4::uuid is null or m.session_id = $4)
-order by m.seq desc
-limit $3;
+-- `archived`: the newest seq there that an archive has, in every row; a row of nulls tells it if there is no message.
+select h.*, a.archived
+from (
+  select max(p.last_seq) as archived
+  from archived_sessions p
+  where p.conversation_id = $1 and p.first_seq < $2 and ($4::uuid is null or p.session_id = $4)
+) a
+left join (
+  select
+    m.seq, m.id, m.session_id, m.direction, m.content_type, m.content_text, m.event_key, m.sender_id, m.created_at,
+    m.attachments, m.metadata,
+    case
+      when m.status <> 'accepted' then m.status
+      when m.seq > (
+        select min(s.answered_seq) from sessions s where s.conversation_id = $1 and s.pending_since is not null
+      ) then 'pending'
+      else 'answered'
+    end as status
+  from messages m
+  where m.conversation_id = $1 and m.seq < $2 and ($4::uuid is null or m.session_id = $4)
+  order by m.seq desc
+  limit $3
+) h on true;
 
 -- name: history_after
--- The messages that follow a seq, oldest first.
-select
-  m.seq, m.id, m.session_id, m.direction, m.content_type, m.content_text, m.event_key, m.sender_id, m.created_at,
-  m.attachments, m.metadata,
-  case
-    when m.status <> 'accepted' then m.status
-    when m.seq > (
-      select min(s.answered_seq) from sessions s where s.conversation_id = $1 and s.pending_since is not null
-    ) then 'pending'
-    else 'answered'
-  end as status
-from messages m
-where m.conversation_id = $1 and m.seq > $2
-order by m.seq
-limit $3;
+-- The messages that follow a seq, oldest first. `archived`: an archive has some of them; as in `history_before`.
+select h.*, a.archived
+from (
+  select min(p.last_seq) as archived
+  from archived_sessions p
+  where p.conversation_id = $1 and p.last_seq > $2
+) a
+left join (
+  select
+    m.seq, m.id, m.session_id, m.direction, m.content_type, m.content_text, m.event_key, m.sender_id, m.created_at,
+    m.attachments, m.metadata,
+    case
+      when m.status <> 'accepted' then m.status
+      when m.seq > (
+        select min(s.answered_seq) from sessions s where s.conversation_id = $1 and s.pending_since is not null
+      ) then 'pending'
+      else 'answered'
+    end as status
+  from messages m
+  where m.conversation_id = $1 and m.seq > $2
+  order by m.seq
+  limit $3
+) h on true;
 
 -- name: find_message
 -- Where a message is, by its id: the block range index leaves a few pages to look at.
@@ -261,6 +278,7 @@ with found as materialized (
     ) as files
   from messages m
   where m.conversation_id = $1 and m.event_key = $2
+  for update -- if it is being archived, it will not be found
 ), changed as (
   update messages m
   set metadata = coalesce(m.metadata, '{}') || jsonb_build_object(

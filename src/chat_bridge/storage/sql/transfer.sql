@@ -9,10 +9,10 @@ order by conversation_id, id
 for update;
 
 -- name: sessions_elsewhere
--- Which of these sessions ($1) are in another conversation ($2) than the import thinks.
-select i.id
+-- Which of these sessions ($1) are in another conversation ($2) than the import thinks, or in an archive.
+select i.id, s.conversation_id = i.conversation_id as archived
 from unnest($1::uuid[], $2::uuid[]) as i (id, conversation_id)
-join sessions s on s.id = i.id and s.conversation_id <> i.conversation_id;
+join sessions s on s.id = i.id and (s.conversation_id <> i.conversation_id or s.status = 'archived');
 
 -- name: find_history
 -- Messages by their event keys; `ord` is the place among the arguments. `shown_text`: as an export has it, if that differs.
@@ -52,18 +52,27 @@ order by i.platform, i.account, i.id
 on conflict do nothing;
 
 -- name: messages_of_session
--- The messages of a session after a seq, oldest first, with the names of those who wrote.
-select
-  m.seq, m.id, m.direction, m.content_type, m.content_text, m.event_key, m.sender_id, u.display_name, m.created_at,
-  m.sent_at, m.platform_message_id, m.agent_request_id, m.attachments, m.metadata,
-  case
-    when m.status <> 'accepted' then m.status
-    when s.pending_since is not null and m.seq > s.answered_seq then 'pending'
-    else 'answered'
-  end as status
-from sessions s
-join messages m on m.conversation_id = s.conversation_id and m.session_id = s.id
-left join users u on u.platform = s.platform and u.account = s.account and u.platform_user_id = m.sender_id
-where s.conversation_id = $1 and s.id = $2 and m.seq > $3
-order by m.seq
-limit $4;
+-- The messages of a session after a seq, oldest first, with the names of those who wrote. `archived`: an archive has some
+-- of them, as in `history_before`.
+select h.*, a.archived
+from (
+  select min(p.last_seq) as archived
+  from archived_sessions p
+  where p.conversation_id = $1 and p.session_id = $2 and p.last_seq > $3
+) a
+left join (
+  select
+    m.seq, m.id, m.direction, m.content_type, m.content_text, m.event_key, m.sender_id, u.display_name, m.created_at,
+    m.sent_at, m.platform_message_id, m.agent_request_id, m.attachments, m.metadata,
+    case
+      when m.status <> 'accepted' then m.status
+      when s.pending_since is not null and m.seq > s.answered_seq then 'pending'
+      else 'answered'
+    end as status
+  from sessions s
+  join messages m on m.conversation_id = s.conversation_id and m.session_id = s.id
+  left join users u on u.platform = s.platform and u.account = s.account and u.platform_user_id = m.sender_id
+  where s.conversation_id = $1 and s.id = $2 and m.seq > $3
+  order by m.seq
+  limit $4
+) h on true;
