@@ -214,6 +214,15 @@ class Chat:
 
         return await self.telegram.until(enough)
 
+    async def until_said(self, count: int) -> list[Message]:
+        """Wait until the bot has written so many texts, and give them; files are passed over."""
+
+        async def enough() -> list[Message] | None:
+            texts = [reply for reply in await self.replies() if "text" in reply.body]
+            return texts if len(texts) >= count else None
+
+        return await self.telegram.until(enough)
+
     async def until_typing(self, topic: int = 0) -> str:
         """Wait until the bot shows what it does; gives the action."""
 

@@ -63,7 +63,7 @@ class Page:
     """A page of web chat: it hears of messages by their seq and reads them from the store, each once."""
 
     def __init__(self) -> None:
-        self.stored: dict[int, str] = {}
+        self.stored: dict[int, Seen] = {}
         self.shown: list[int] = []
 
     async def publish(self, conversation: ConversationId, event: Mapping[str, Any]) -> None:
@@ -90,10 +90,11 @@ class WebChatHarness(Harness):
         return webchat.address("visitor-1")
 
     def store(self, part: OutboundPart) -> None:
-        self.page.stored[part.seq] = part.content.text
+        file = None if part.file is None else part.file.content.read()
+        self.page.stored[part.seq] = Seen(part.content.text, file=file)
 
     async def seen(self, place: Place) -> Sequence[Seen]:
-        return [Seen(self.page.stored[seq]) for seq in self.page.shown]
+        return [self.page.stored[seq] for seq in self.page.shown]
 
 
 class TestWebChat(AdapterContract):
@@ -372,13 +373,21 @@ class TelegramHarness(Harness):
 
     async def seen(self, place: Place) -> Sequence[Seen]:
         return [
-            Seen(each.text, str(each.reply_to) if each.reply_to else None, tuple(each.buttons))
+            Seen(
+                each.text,
+                str(each.reply_to) if each.reply_to else None,
+                tuple(each.buttons),
+                None if "text" in each.body else await each.content(),
+            )
             for each in await self.chats[place].messages(self._topic(place))
             if each.from_bot
         ]
 
     async def break_next(self, fault: Fault) -> None:
         await self.telegram.fault("sendMessage", **self.kinds[fault])
+
+    async def break_next_upload(self, fault: Fault) -> None:
+        await self.telegram.fault("sendDocument", **self.kinds[fault])
 
     async def write(self, text: str, place: Place = "private", *, addressed: bool = True) -> Any:
         said = text if place == "private" or not addressed else f"@bridge_bot {text}"

@@ -20,12 +20,12 @@ import pytest_asyncio
 from PIL import Image
 from starlette.types import Message
 
+from chat_bridge.bridge.keep import plain_name
 from chat_bridge.errors import PlaceError
 from chat_bridge.model import ConversationId
 from chat_bridge.platforms import webchat
 from chat_bridge.storage.redis import Hot
 from chat_bridge.web import attachments
-from chat_bridge.web.attachments import plain_name
 from tests.bridge import API_KEY, SECRET, BridgeProcess, Chat, calling, running_bridge, visiting
 from tests.conftest import fresh_database
 from tests.observe import call, rows
