@@ -163,7 +163,7 @@ class Deliverer:
         )
 
     async def _try(self, delivery: Delivery, parts: Sequence[Rendered]) -> SendResult:
-        file = _file(delivery)
+        file = delivery.file
         if file is None and delivery.part > len(parts):
             return Refused("the reply now splits into fewer parts")
         account = (delivery.address.platform, delivery.address.account)
@@ -238,7 +238,7 @@ class Deliverer:
                 return await self._store.finish_delivery(result)
             except StorageError as error:
                 delivery = result.delivery
-                longest = LONGEST_FILE_SECONDS if _file(delivery) is not None else 0.0  # for which it was renewed
+                longest = LONGEST_FILE_SECONDS if delivery.file is not None else 0.0  # for which it was renewed
                 if time.monotonic() > delivery.taken_at + outbox.TAKEN_SECONDS + longest:
                     raise
                 log.warning("delivery.not_stored_yet", message=str(delivery.message_id), reason=str(error))
@@ -305,15 +305,6 @@ async def rendered(platform: Platform, text: str) -> Sequence[Rendered]:
     if not text.strip():
         return ()
     return platform.render(text) if len(text) <= LONG_TEXT else await asyncio.to_thread(platform.render, text)
-
-
-def _file(delivery: Delivery) -> Attachment | None:
-    """The file that this part is; None: it is one of the text. How many of those there are was noted when the reply was
-    stored, for another version may cut a text elsewhere."""
-    texts: int | None = delivery.metadata.get("text_parts")
-    if texts is None or delivery.part <= texts:
-        return None
-    return delivery.attachments[delivery.part - texts - 1]
 
 
 def _text_part(delivery: Delivery, parts: Sequence[Rendered]) -> OutboundPart:

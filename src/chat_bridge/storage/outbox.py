@@ -40,6 +40,11 @@ class Delivery:
     last_try: bool = False
     taken_at: float = field(default_factory=time.monotonic, compare=False)
 
+    @property
+    def file(self) -> Attachment | None:
+        """The file that this part is; None: it is one of the text."""
+        return file_of(self.part, self.attachments, self.metadata)
+
 
 @dataclass(frozen=True, slots=True)
 class DeliveryResult:
@@ -53,6 +58,13 @@ class DeliveryResult:
     retry_seconds: float = 0.0
     failure: bool = False
     ends: bool = False
+
+
+def file_of(part: int, attachments: Sequence[Attachment], metadata: Json) -> Attachment | None:
+    """The file of a reply that one of its parts is; None: the part is one of its text. How many of those there are was
+    noted when the reply was stored, since another version may cut a text elsewhere."""
+    texts: int | None = metadata.get("text_parts")
+    return None if texts is None or part <= texts else attachments[part - texts - 1]
 
 
 async def finish_deliveries(database: Database, results: Sequence[DeliveryResult]) -> Sequence[Delivery | None]:

@@ -340,6 +340,97 @@ async def test_a_file_is_there_after_a_kill(
         assert {path.name for path in tmp_path.rglob("*") if path.is_file()} == {name, f"{name}.thumbnail"}
 
 
+# What the agent sends
+
+
+async def parts_of(dsn: str, chat: Chat) -> list[tuple[int, str, str | None]]:
+    """What became of the parts of the replies in a chat."""
+    query = """select d.part, d.status, d.error from deliveries d
+        where d.conversation_id in (select conversation_id from sessions where platform_conversation_id = $1)
+        order by d.seq, d.part"""
+    return [(row["part"], row["status"], row["error"]) for row in await rows(dsn, query, str(chat.id))]
+
+
+async def until_parts(dsn: str, chat: Chat, *statuses: str) -> list[tuple[int, str, str | None]]:
+    """Wait until the parts are so."""
+    found = await parts_of(dsn, chat)
+    while [status for _, status, _ in found] != list(statuses):
+        await asyncio.sleep(0.02)
+        found = await parts_of(dsn, chat)
+    return found
+
+
+async def test_files_come_back(telegram: FakeTelegram, chat: Chat, bridge: BridgeProcess, dsn: str) -> None:
+    content = photo()
+    await chat.say("look", media="photo", content=content)
+    text, image = await chat.until_replies(2)
+    assert text.text == "look\n[image]"
+    assert await image.content() == content
+    assert (image.body["photo"][0]["width"], image.body["photo"][0]["height"]) == (640, 480)
+    await chat.say(media="document", content=b"a,b", name="số liệu.csv", mime_type="text/csv")
+    *_, document = await chat.until_replies(4)
+    assert document.body["document"]["file_name"] == "số liệu.csv"
+    assert document.body["document"]["mime_type"] == "text/csv"
+    assert await document.content() == b"a,b"
+    await until_parts(dsn, chat, "sent", "sent", "sent", "sent")
+    (_, answer, *_) = await stored(bridge, chat)
+    (shown,) = answer["attachments"]
+    assert (shown["kind"], shown["mime_type"], shown["status"]) == ("image", "image/jpeg", "stored")
+    assert (await get(bridge, shown["url"]))[1] == content
+    assert telegram.token.partition(":")[2] not in bridge.log.read_text()
+
+
+async def test_an_image_that_is_no_photo_is_a_document(chat: Chat, dsn: str) -> None:
+    content = photo(2101, 100)  # too oblong
+    await chat.say(media="document", content=content, name="a.jpg", mime_type="image/jpeg")
+    _, image = await chat.until_replies(2)
+    assert image.body["document"]["file_name"] == "a.jpg"
+    assert await image.content() == content
+
+
+async def test_a_photo_that_telegram_does_not_take_is_a_document(telegram: FakeTelegram, chat: Chat, dsn: str) -> None:
+    await telegram.fault("sendPhoto", "bad_request", description="IMAGE_PROCESS_FAILED")
+    content = photo()
+    await chat.say(media="photo", content=content)
+    _, image = await chat.until_replies(2)
+    assert await image.content() == content
+    assert "document" in image.body
+
+
+@pytest.mark.parametrize(
+    ("fault", "more", "status"),
+    [
+        ("server_error", {}, "unknown"),
+        ("reset_after", {}, "unknown"),
+        ("too_many_requests", {"retry_after": 1}, "sent"),
+        ("forbidden", {}, "failed"),
+    ],
+)
+async def test_a_file_that_fails_has_a_final_state(
+    telegram: FakeTelegram, chat: Chat, dsn: str, fault: str, more: dict[str, Any], status: str
+) -> None:
+    await telegram.fault("sendDocument", fault, **more)
+    await chat.say("look", media="document", content=b"a text", name="a.txt", mime_type="text/plain")
+    (_, (_, _, error)) = await until_parts(dsn, chat, "sent", status)
+    assert bool(error) is (status != "sent")
+
+
+async def test_what_a_killed_process_was_sending_is_unknown_and_the_rest_is_sent(other_telegram: FakeTelegram) -> None:
+    async with fresh_database("18", template=True) as dsn, answering(dsn, other_telegram) as bridge:
+        chat = await other_telegram.private(await other_telegram.user("Lan"))
+        await other_telegram.fault("sendDocument", "hang")
+        for number in range(2):
+            await chat.say(media="document", content=b"%d" % number, name="a.txt", mime_type="text/plain", album="1")
+        await other_telegram.until_calls("sendDocument", 1)
+        await bridge.kill()
+        await rows(dsn, "update deliveries set next_attempt_at = now() where status in ('sending', 'pending')")
+        await bridge.start()
+        ((_, _, _), (_, _, error), _) = await until_parts(dsn, chat, "sent", "unknown", "sent")
+        assert error == "the sender stopped before it heard an answer"
+        (one,) = [reply for reply in await chat.replies() if "document" in reply.body]
+        assert await one.content() == b"1"
+
+
 # What the agent gets
 
 
