@@ -133,12 +133,12 @@ async def turns(database: str, chat: Chat) -> list[dict[str, Any]]:
 
 
 async def all_is_settled(database: str) -> None:
-    """Every reply was delivered once, and no turn is left."""
+    """The text of every reply was delivered once, and no turn is left. Old code sends no files."""
     while await rows(database, "select from deliveries where status in ('pending', 'sending')"):
         await asyncio.sleep(0.02)
     (found,) = await rows(
         database,
-        """select (select count(*) from deliveries where status = 'sent') as sent,
+        """select (select count(*) from deliveries where status = 'sent' and part = 1) as sent,
           (select count(*) from messages where direction = 'outbound') as replies,
           (select count(*) from turns where status = 'running') as running,
           (select count(*) from waiting) as waiting""",

@@ -459,7 +459,7 @@ async def test_the_stream_tells_what_became_of_a_file(database: str, redis_url: 
         Hot.open(redis_url) as hot,
     ):
         file = await sent_file(bridge.url, chat, b"fetched")
-        (seq,) = [message["seq"] for message in await chat.answered() if message["attachments"]]
+        seq, *_ = [message["seq"] for message in await chat.answered() if message["attachments"]]
         async with chat.events() as events:
             await chat.send("heard")
             while (await anext(events))[0] != "message":  # what is published from then on is heard
