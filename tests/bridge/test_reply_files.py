@@ -5,7 +5,7 @@ import math
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import AsyncExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 
@@ -18,6 +18,7 @@ from chat_bridge.bridge.fetch import Fetcher
 from chat_bridge.bridge.keep import Keeper, Rules
 from chat_bridge.bridge.load import Loader
 from chat_bridge.errors import PlaceError
+from chat_bridge.explain import told
 from chat_bridge.model import Turn, TurnOutcome
 from chat_bridge.platforms.contract import (
     Capabilities,
@@ -35,11 +36,12 @@ from chat_bridge.storage.blobs import Blobs
 from chat_bridge.storage.places import Folder
 from chat_bridge.storage.redis import Hot
 from chat_bridge.storage.store import Store
+from chat_bridge.storage.story import tell_story
 from chat_bridge.texts import Texts
 from tests.conftest import fresh_database
 from tests.fake_telegram.media import picture
 from tests.observe import rows
-from tests.storage.dialogue import HERE, assert_consistent, chat, claimed, opened, said
+from tests.storage.dialogue import HERE, assert_consistent, chat, claimed, opened, opened_often, said
 
 ONE = chat("one")
 TEXT = AgentFile("text/plain", b"the bytes", "a/b.txt")
@@ -53,7 +55,7 @@ class Chat(Platform):
 
     account = "main"
 
-    def __init__(self, *answers: SendResult, files: bool = True) -> None:
+    def __init__(self, *answers: SendResult, files: Literal["none", "part", "read"] = "part") -> None:
         self.capabilities = Capabilities("webchat", max_text=100, edits=True, files=files)
         self.answers = list(answers)
         self.sent: list[tuple[int, str, bytes | None]] = []
@@ -143,6 +145,7 @@ class World:
         async with AsyncExitStack() as stack:
             answerer = await self.begin(stack, platform)
             await answerer.answer(Running(turn, math.inf))
+            await self.sent_all()
 
     async def try_again(self, platform: Platform) -> None:
         """Time passes, and what is due is sent to its end."""
@@ -150,8 +153,11 @@ class World:
         async with AsyncExitStack() as stack:
             await self.begin(stack, platform)
             await self.deliverer.redeliver(HERE)
-            while self.deliverer._sending:
-                await asyncio.wait(list(self.deliverer._sending))
+            await self.sent_all()
+
+    async def sent_all(self) -> None:
+        while self.deliverer._sending:
+            await asyncio.wait(list(self.deliverer._sending))
 
     async def deliveries(self) -> list[tuple[int, str, str | None]]:
         found = await rows(self.dsn, "select part, status, error from deliveries order by seq, part")
@@ -261,10 +267,46 @@ async def test_ten_files_are_the_most(world: World) -> None:
 
 
 async def test_a_platform_without_files_says_so_in_the_text(world: World) -> None:
-    platform = Chat(files=False)
+    platform = Chat(files="none")
     await world.answer(platform, TEXT)
     assert platform.sent == [(1, "(There is a file, b.txt, which can't be sent in this chat.)", None)]
     assert await world.files() == [("stored", "b.txt", True)], "it is with the message all the same"
+
+
+@pytest.mark.parametrize("events", [[TextDelta("look"), TEXT], [TEXT]], ids=["with a text", "alone"])
+async def test_a_platform_that_reads_the_store_is_sent_no_file(world: World, events: list[AgentEvent]) -> None:
+    platform = Chat(files="read")
+
+    async def leave() -> None:
+        world.place.away = True
+
+    platform.on_send = leave
+    await world.answer(platform, *events)
+    assert platform.sent == [(1, "look" if len(events) > 1 else "", None)]
+    assert await world.files() == [("stored", "b.txt", True)]
+    assert await world.deliveries() == [(1, "sent", None)]
+
+
+async def test_an_upload_does_not_hold_up_the_next_turn(world: World) -> None:
+    platform, uploading, go_on = Chat(), asyncio.Event(), asyncio.Event()
+
+    async def hang() -> None:
+        if platform.sent:
+            uploading.set()
+            await go_on.wait()
+
+    platform.on_send = hang
+    async with AsyncExitStack() as stack:
+        answerer = await world.begin(stack, platform)
+        for events in ([TextDelta("one"), TEXT], [TextDelta("two")]):
+            world.agent.events = list(events)
+            await world.store.receive(said(to=ONE))
+            await answerer.answer(Running(await claimed(world.store, ONE), math.inf))
+        await uploading.wait()
+        assert [text for _, text, _ in platform.sent] == ["one"], "what follows waits for its turn"
+        go_on.set()
+        await world.sent_all()
+    assert platform.sent == [(1, "one", None), (2, "", b"the bytes"), (1, "two", None)]
 
 
 @pytest.mark.parametrize(
@@ -341,6 +383,54 @@ async def test_what_a_platform_answers_to_a_file_means_what_it_means_to_a_text(w
     assert platform.sent == [(1, "text", None), (3, "", b"the bytes")]
 
 
+async def test_a_process_that_died_while_keeping_is_followed_by_one_that_keeps(world: World, tmp_path: Path) -> None:
+    platform = Chat()
+
+    class Dying(Place):
+        def writing(self, name: str) -> Any:
+            raise asyncio.CancelledError  # as far as the store goes, what kill -9 does
+
+    dying = Keeper(world.store, Blobs(Dying(tmp_path)), Rules(100_000, ["*/*"]), None)
+
+    async def pieces() -> AsyncGenerator[bytes]:
+        yield TEXT.data
+
+    with pytest.raises(asyncio.CancelledError):
+        await dying.keep(pieces(), TEXT.mime_type)
+    assert [row["status"] for row in await rows(world.dsn, "select status from contents")] == ["writing"]
+    await world.answer(platform, TEXT)
+    assert platform.sent == [(1, "", b"the bytes")]
+    assert [row["status"] for row in await rows(world.dsn, "select status from contents")] == ["stored"]
+
+
+async def test_replicas_that_answer_with_the_same_files_disturb_nobody(world: World) -> None:
+    files = [AgentFile("text/plain", b"%d" % number, f"{number}.txt") for number in range(5)]
+
+    class Mixed(Says):
+        async def answer(self, request: AgentRequest) -> AsyncGenerator[AgentEvent]:
+            for file in files if int(request.messages[0].text) % 2 else reversed(files):
+                yield file
+            yield Finished()
+
+    world.agent = Mixed()
+    platform = Chat()
+    async with AsyncExitStack() as stack, opened_often(world.dsn, 3) as stores:
+        answering: list[Any] = []
+        for number in range(12):
+            world.store = stores[number % 3]
+            world.keeper = Keeper(world.store, world.blobs, Rules(100_000, ["*/*"]), None)
+            answerer = await world.begin(stack, platform)
+            await world.store.receive(said(str(number), to=chat(number)))
+            turn = await claimed(world.store, chat(number))
+            answering.append(answerer.answer(Running(turn, math.inf)))
+        await asyncio.gather(*answering)
+        while await rows(world.dsn, "select from deliveries where status <> 'sent'"):
+            await asyncio.sleep(0.01)
+    assert len(platform.sent) == 60
+    assert len(await world.files()) == 60
+    assert {row["unused_since"] for row in await rows(world.dsn, "select unused_since from contents")} == {None}
+
+
 async def test_files_are_found_after_a_move(world: World) -> None:
     platform = Chat(Sent("1"), Moved("elsewhere"))
     await world.answer(platform, TextDelta("text"), TEXT)
@@ -374,6 +464,10 @@ async def test_a_dead_letter_of_a_file_is_sent_again(world: World) -> None:
     await world.answer(platform, TextDelta("text"), TEXT)
     (letter,) = await dead_letters.list_dead_letters(world.store.database)
     assert (letter.part, letter.status) == (2, "unknown")
+    story = await tell_story(world.store.database, letter.message_id)
+    assert story is not None
+    delivered = [line.split(", tries")[0].split(maxsplit=1)[1] for line in told(story) if "  delivery" in line]
+    assert delivered == ["part 1 sent", "part 2 (b.txt) unknown"]
     assert await dead_letters.retry(world.store, letter.message_id)
     await world.try_again(platform)
     assert platform.sent[-1] == (2, "", b"the bytes")

@@ -63,7 +63,7 @@ class Page:
     """A page of web chat: it hears of messages by their seq and reads them from the store, each once."""
 
     def __init__(self) -> None:
-        self.stored: dict[int, Seen] = {}
+        self.stored: dict[int, str] = {}
         self.shown: list[int] = []
 
     async def publish(self, conversation: ConversationId, event: Mapping[str, Any]) -> None:
@@ -90,11 +90,10 @@ class WebChatHarness(Harness):
         return webchat.address("visitor-1")
 
     def store(self, part: OutboundPart) -> None:
-        file = None if part.file is None else part.file.content.read()
-        self.page.stored[part.seq] = Seen(part.content.text, file=file)
+        self.page.stored[part.seq] = part.content.text
 
     async def seen(self, place: Place) -> Sequence[Seen]:
-        return [self.page.stored[seq] for seq in self.page.shown]
+        return [Seen(self.page.stored[seq]) for seq in self.page.shown]
 
 
 class TestWebChat(AdapterContract):

@@ -419,7 +419,8 @@ class Answerer:
     async def _completion(self, turn: Turn, draft: Draft, platform: Platform) -> Completion:
         """The words and the record for how the turn ended."""
         outcome = draft.outcome or TurnOutcome.ERROR
-        said = _said(draft, self._texts, takes_files=platform.capabilities.files)
+        way = platform.capabilities.files
+        said = _said(draft, self._texts, takes_files=way != "none")
         if outcome is TurnOutcome.ANSWERED and not said.strip() and not draft.files:
             outcome = TurnOutcome.EMPTY
         failed = outcome.turn_status == "failed"
@@ -436,7 +437,7 @@ class Answerer:
         notice = draft.notice or failed or outcome in (TurnOutcome.EMPTY, TurnOutcome.BLOCKED)
         # Texts of ours, which stand for an answer, have none of its files.
         files = [] if notice else draft.files
-        parts = len(await rendered(platform, text))
+        parts, sent = len(await rendered(platform, text)), files if way == "part" else []
         metadata: dict[str, Any] = {}
         if notice:
             metadata["notice"] = turn.messages[-1].text if draft.notice else outcome.value
@@ -446,7 +447,7 @@ class Answerer:
             metadata["reply_to"] = turn.messages[-1].platform_message_id
         if draft.approval is not None and platform.capabilities.buttons:
             metadata["buttons"] = decide.buttons(draft.approval, self._texts)
-        if files and platform.capabilities.files:
+        if sent:
             metadata["text_parts"] = parts
         left: dict[str, Any] = {"preview": None} if draft.preview else {}
         if draft.approval is not None:
@@ -461,7 +462,7 @@ class Answerer:
             text=text,
             message_id=new_message_id() if text.strip() or files else None,
             content_type="notice" if notice else "text",
-            parts=parts + len(files) * platform.capabilities.files,
+            parts=max(1, parts + len(sent)) if text.strip() or files else 0,
             error_text=failed,
             error=draft.error,
             agent_request_id=draft.request_id,

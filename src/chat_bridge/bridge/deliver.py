@@ -71,9 +71,9 @@ class Deliverer:
         self._waiting: set[asyncio.Task[None]] = set()
         self._closing = False
 
-    async def deliver(self, delivery: Delivery) -> None:
+    async def deliver(self, delivery: Delivery, *, nobody_waits: bool = False) -> None:
         """Send the first part of a reply that was just stored, and what follows it in its conversation. What has to
-        wait is tried again later."""
+        wait is tried again later. Files take their time, and are sent beside the caller unless nobody waits for it."""
         following: Delivery | None = delivery
         parts: Sequence[Rendered] = ()
         message = None
@@ -82,9 +82,13 @@ class Deliverer:
             if self._closing:
                 await self._store.finish_delivery(DeliveryResult(delivery, "pending", error="the sender stopped"))
                 return
+            if delivery.file is not None and not nobody_waits:
+                self._start(self._sending, self._deliver_all(delivery))
+                return
             if delivery.message_id != message:
                 message = delivery.message_id
                 parts = await rendered(self._platforms[delivery.address.platform], delivery.text)
+                parts = parts or (Rendered(""),)  # of files alone, which are read with it
             with self._span(delivery):
                 answer = await self._try(delivery, parts)
                 result = self._result(delivery, answer)
@@ -125,9 +129,9 @@ class Deliverer:
 
     async def _deliver_all(self, delivery: Delivery) -> None:
         """Send what is due in a conversation, one after another."""
-        await self.deliver(delivery)
+        await self.deliver(delivery, nobody_waits=True)
         while not self._closing and (more := await self._due(self._accounts, 1, delivery.conversation_id)):
-            await self.deliver(more[0])
+            await self.deliver(more[0], nobody_waits=True)
 
     async def _due(self, accounts: Accounts, most: int, conversation: ConversationId | None) -> Sequence[Delivery]:
         return await outbox.due_deliveries(self._store.database, accounts, self._repeatable, most, conversation)
@@ -186,7 +190,7 @@ class Deliverer:
 
     async def _send_file(self, delivery: Delivery, file: Attachment) -> SendResult:
         name = delivery.address.platform
-        if not self._platforms[name].capabilities.files:
+        if self._platforms[name].capabilities.files != "part":
             return Refused("this platform takes no files")
         try:
             async with (

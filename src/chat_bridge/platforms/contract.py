@@ -32,7 +32,8 @@ class Capabilities:
     `max_text` is the longest text of one part, in `text_unit`. `coalesce_seconds` is how long the first message waits
     for more before a turn starts. `edits`: a sent message can be changed, so that an answer can be shown as it grows,
     each `min_edit_interval` seconds at most. `typing_seconds`: how often typing must be shown again, 0 for once.
-    `buttons`: replies may carry some. `files`: a part may be a file; where not, the text says that there is one.
+    `buttons`: replies may carry some. `files`: each of a reply's files is a `part` of its own; or it is `read` from the
+    store with the reply, so that none is sent; or there are none, and the text says that there is one.
     `idempotent_send` says that sending the same part again with the same key does nothing, so that a lost answer may be
     repeated. `webhook`: it calls us, and `events` understands it.
     """
@@ -45,7 +46,7 @@ class Capabilities:
     min_edit_interval: float = 0.0
     typing_seconds: float = 0.0
     buttons: bool = False
-    files: bool = False
+    files: Literal["none", "part", "read"] = "none"
     groups: bool = False
     threads: bool = False
     idempotent_send: bool = False

@@ -122,7 +122,7 @@ class Telegram(Platform):
         min_edit_interval=PRIVATE_PAUSE,
         typing_seconds=4.0,
         buttons=True,
-        files=True,
+        files="part",
         groups=True,
         threads=True,
         webhook=True,
