@@ -3,6 +3,8 @@
 from datetime import datetime
 from typing import Any
 
+from chat_bridge.storage.messages import attachments_of
+from chat_bridge.storage.outbox import file_of
 from chat_bridge.storage.postgres import Record
 from chat_bridge.storage.story import Story
 from chat_bridge.storage.text import from_jsonb
@@ -41,13 +43,19 @@ def told(story: Story) -> list[str]:
         if turn["usage"]:
             lines.append(f"  usage         {turn['usage']}")
     for reply in story.replies:
-        delivery = f"part {reply['part']} {reply['status']}" if reply["part"] else "nothing to deliver"
+        delivery = f"{_part(reply)} {reply['status']}" if reply["part"] else "nothing to deliver"
         lines += [
             f"reply {reply['id']}: seq {reply['seq']}, stored {_time(reply['created_at'])}",
             f"  delivery      {delivery}, tries {reply['attempts'] or 0}, at {_time(reply['sent_at'])}"
             f"{', ' + reply['error'] if reply['error'] else ''}",
         ]
     return lines
+
+
+def _part(reply: Record) -> str:
+    """Which part of a reply it is, and of a file which one."""
+    file = file_of(reply["part"], attachments_of(reply), from_jsonb(reply["metadata"]) or {})
+    return f"part {reply['part']}" if file is None else f"part {reply['part']} ({file.name or file.kind})"
 
 
 def _became(story: Story) -> str:

@@ -21,6 +21,7 @@ from chat_bridge.bridge.claim import Workers
 from chat_bridge.bridge.deliver import Deliverer
 from chat_bridge.bridge.fetch import Fetcher
 from chat_bridge.bridge.keep import Keeper, Rules
+from chat_bridge.bridge.load import Loader
 from chat_bridge.bridge.receive import Receiver
 from chat_bridge.bridge.resolve import Access
 from chat_bridge.bridge.rotation import session_end
@@ -94,9 +95,10 @@ async def running_service(settings: Settings) -> AsyncGenerator[Service]:
         for platform in platforms.values():
             stack.push_async_callback(platform.aclose)
         texts = Texts(settings.language, settings.texts)
-        deliverer = Deliverer(store, hot, platforms, resend_unknown=settings.unknown_deliveries == "resend")
-        stack.push_async_callback(deliverer.aclose)
         blobs = open_blobs(settings.attachment_bucket, settings.data_dir, environment())
+        resend_unknown = settings.unknown_deliveries == "resend"
+        deliverer = Deliverer(store, hot, platforms, Loader(store, blobs), resend_unknown=resend_unknown)
+        stack.push_async_callback(deliverer.aclose)
         keeper = Keeper(
             store,
             blobs,
@@ -105,7 +107,7 @@ async def running_service(settings: Settings) -> AsyncGenerator[Service]:
         )
         fetcher = Fetcher(store, hot, platforms, keeper)
         stack.push_async_callback(fetcher.aclose)
-        answerer = Answerer(settings, store, hot, platforms, agent, deliverer, fetcher, blobs, texts)
+        answerer = Answerer(settings, store, hot, platforms, agent, deliverer, fetcher, keeper, blobs, texts)
         workers = Workers(settings, store, hot, platforms, agent.name, answerer, deliverer, texts)
         sweep = Sweep(
             store,

@@ -28,6 +28,8 @@ TEXTS: Mapping[str, Mapping[str, str]] = {
         "button_decline": "Decline",
         "nothing_to_decide": "Nothing waits for your decision any more.",
         "not_yours_to_decide": "Only who asked for it may decide this.",
+        "file_missing": "(The file {file} can't be sent: {reason}.)",  # both filled in
+        "file_not_here": "(There is a file, {file}, which can't be sent in this chat.)",  # the file filled in
         "truncated": "(The answer was too long and ends here.)",
         "unreachable": "I can't reach the assistant at the moment. Please try again in a little while.",
         "unauthorized": "The assistant is not set up correctly. Its operator has been told.",
@@ -57,6 +59,8 @@ TEXTS: Mapping[str, Mapping[str, str]] = {
         "button_decline": "Từ chối",
         "nothing_to_decide": "Không còn điều gì chờ bạn quyết định.",
         "not_yours_to_decide": "Chỉ người đã yêu cầu mới được quyết định việc này.",
+        "file_missing": "(Không gửi được tệp {file}: {reason}.)",
+        "file_not_here": "(Có một tệp, {file}, không gửi được trong cuộc trò chuyện này.)",
         "truncated": "(Câu trả lời quá dài nên dừng ở đây.)",
         "unreachable": "Hiện tôi không liên lạc được với trợ lý. Vui lòng thử lại sau ít phút.",
         "unauthorized": "Trợ lý chưa được cài đặt đúng. Người quản trị đã được báo.",

@@ -1,6 +1,6 @@
 import pytest
 
-from chat_bridge.agents.contract import AgentMessage, AgentRequest, Finished, TextDelta
+from chat_bridge.agents.contract import AgentFile, AgentMessage, AgentRequest, Finished, TextDelta
 from chat_bridge.agents.echo import EchoAgent
 from chat_bridge.model import TurnOutcome
 
@@ -29,6 +29,15 @@ async def test_a_blank_line_is_between_two_messages() -> None:
 
 async def test_an_empty_message_gives_no_text() -> None:
     assert await _deltas("") == []
+
+
+async def test_it_gives_files_back_after_the_text() -> None:
+    files = [AgentFile("image/png", b"a"), AgentFile("text/plain", b"b", "b.txt")]
+    messages = [AgentMessage("1", "one", files=files[:1]), AgentMessage("2", "two", files=files[1:])]
+    request = AgentRequest(session="s", resource="r", messages=messages)
+    *events, finished = [event async for event in EchoAgent(pause_seconds=0).answer(request)]
+    assert events == [TextDelta("one"), TextDelta("\n\ntwo"), *files]
+    assert finished == Finished()
 
 
 async def test_it_is_always_there() -> None:

@@ -1,6 +1,7 @@
 """The Mastra agent against a real Mastra server; for faults a real one can't make, against raw bytes."""
 
 import asyncio
+import base64
 import json
 import re
 import socket
@@ -221,6 +222,31 @@ async def test_text_files_arrive(mastra: MastraServer) -> None:
     assert said.text == "read | text/plain 9 ả\n.txt | text/csv 3 - | 2 in all"
 
 
+async def test_the_model_makes_files_in_all_forms(mastra: MastraServer) -> None:
+    png = base64.b64encode(bytes(range(256)) * 1000).decode()
+    lines = [
+        *("say Look:", f"base64 image/png {png}", "bytes image/gif 0,1,255", "data text/csv data:text/csv;base64,YSxi"),
+        *("say And:", "url image/png https://example.com/a.png", "url image/png file:///etc/passwd", "say Done."),
+    ]
+    async with connected(mastra.endpoint, "making") as agent:
+        said = await ask(agent, turn("\n".join(lines)))
+    assert [event for event in said.events if isinstance(event, AgentFile)] == [
+        AgentFile("image/png", bytes(range(256)) * 1000),
+        AgentFile("image/gif", bytes([0, 1, 255])),
+        AgentFile("text/csv", b"a,b"),
+        AgentFile("image/png", b""),  # nothing is read from elsewhere
+    ]
+    assert said.text == "Look:\n\nAnd:\n\nhttps://example.com/a.png\n\nDone."
+    assert said.outcome is TurnOutcome.ANSWERED
+
+
+async def test_a_run_that_has_made_a_file_is_not_run_again(mastra: MastraServer) -> None:
+    async with connected(mastra.endpoint, "making") as agent:
+        said = await ask(agent, turn("base64 text/plain aGk=\nfail"))
+    assert [event for event in said.events if isinstance(event, AgentFile)] == [AgentFile("text/plain", b"hi")]
+    assert said.outcome is TurnOutcome.ERROR
+
+
 async def test_a_model_that_takes_no_files_fails_for_good(mastra: MastraServer) -> None:
     async with connected(mastra.endpoint, "blind") as agent:
         said = await ask(agent, turn(message("look", files=[AgentFile("image/png", b"123")]), session="blind"))
@@ -390,7 +416,8 @@ async def test_check_says_what_to_do(mastra: MastraServer, guarded_mastra: Mastr
 
     assert await check(mastra.endpoint, "nobody") == (
         f"Mastra at {mastra.endpoint} has no agent 'nobody': set MASTRA_AGENT_ID to one that it has "
-        "(approval, big, blind, blocked, echo, empty, failing, files, flaky, flaky-files, image, length, slow, tool)."
+        "(approval, big, blind, blocked, echo, empty, failing, files, flaky, flaky-files, image, length, making, slow, "
+        "tool)."
     )
     assert await check(guarded_mastra.endpoint) == (
         f"Mastra at {guarded_mastra.endpoint} asks for a key (HTTP 401): correct MASTRA_API_KEY."

@@ -16,6 +16,7 @@ from chat_bridge.bridge.claim import Running
 from chat_bridge.bridge.deliver import Deliverer
 from chat_bridge.bridge.fetch import Fetcher
 from chat_bridge.bridge.keep import Keeper, Rules
+from chat_bridge.bridge.load import Loader
 from chat_bridge.model import Attachment
 from chat_bridge.platforms.contract import Capabilities, OutboundPart, Platform, SendResult, Sent
 from chat_bridge.settings import load_settings
@@ -70,10 +71,11 @@ async def answering(store: Store, folder: Path, agent: Agent) -> AsyncGenerator[
     settings = load_settings({"AGENT_FILE_MAX_BYTES": "15", "AGENT_FILE_TYPES": "*/*"}, None)
     platforms, blobs = {"webchat": Files()}, Blobs(Folder(folder))
     async with Hot.open(None) as hot:
-        deliverer = Deliverer(store, hot, platforms, resend_unknown=False)
-        fetcher = Fetcher(store, hot, platforms, Keeper(store, blobs, Rules(1000, ["*/*"]), None))
+        deliverer = Deliverer(store, hot, platforms, Loader(store, blobs), resend_unknown=False)
+        keeper = Keeper(store, blobs, Rules(1000, ["*/*"]), None)
+        fetcher = Fetcher(store, hot, platforms, keeper)
         try:
-            yield Answerer(settings, store, hot, platforms, agent, deliverer, fetcher, blobs, Texts())
+            yield Answerer(settings, store, hot, platforms, agent, deliverer, fetcher, keeper, blobs, Texts())
         finally:
             await fetcher.aclose()
             await deliverer.aclose()

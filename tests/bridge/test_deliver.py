@@ -4,12 +4,14 @@ import asyncio
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from pathlib import Path
 
 import asyncpg
 import pytest
 
 from chat_bridge.bridge import deliver
 from chat_bridge.bridge.deliver import Deliverer
+from chat_bridge.bridge.load import Loader
 from chat_bridge.errors import StorageError
 from chat_bridge.platforms.contract import (
     Capabilities,
@@ -22,11 +24,15 @@ from chat_bridge.platforms.contract import (
     SendResult,
     Sent,
 )
+from chat_bridge.storage.blobs import Blobs
 from chat_bridge.storage.outbox import MOST_FAILURES, TAKEN_SECONDS, Delivery, DeliveryResult
+from chat_bridge.storage.places import Folder
 from chat_bridge.storage.redis import Hot
 from chat_bridge.storage.store import Store
 from tests.conftest import fresh_database
 from tests.storage.dialogue import HERE, assert_consistent, chat, looking, make_due, opened, replied
+
+NOWHERE = Path("nowhere")  # for deliveries without files
 
 
 class Scripted(Platform):
@@ -57,9 +63,10 @@ async def dsn() -> AsyncGenerator[str]:
 
 
 @asynccontextmanager
-async def delivering(store: Store, platform: Platform) -> AsyncGenerator[Deliverer]:
+async def delivering(store: Store, platform: Platform, folder: Path = NOWHERE) -> AsyncGenerator[Deliverer]:
     async with Hot.open(None) as hot:
-        deliverer = Deliverer(store, hot, {"webchat": platform}, resend_unknown=False)
+        loader = Loader(store, Blobs(Folder(folder)))
+        deliverer = Deliverer(store, hot, {"webchat": platform}, loader, resend_unknown=False)
         try:
             yield deliverer
         finally:

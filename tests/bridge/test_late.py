@@ -13,6 +13,7 @@ from chat_bridge.bridge.claim import Running
 from chat_bridge.bridge.deliver import Deliverer
 from chat_bridge.bridge.fetch import Fetcher
 from chat_bridge.bridge.keep import Keeper, Rules
+from chat_bridge.bridge.load import Loader
 from chat_bridge.errors import StorageError
 from chat_bridge.model import Turn, TurnOutcome
 from chat_bridge.platforms.contract import Capabilities, OutboundPart, Platform, SendResult, Sent, Shown
@@ -55,11 +56,12 @@ async def answering(store: Store, platform: Platform) -> AsyncGenerator[Answerer
     """What answers turns as an echo."""
     settings, platforms = load_settings({}, None), {"webchat": platform}
     async with Hot.open(None) as hot:
-        deliverer = Deliverer(store, hot, platforms, resend_unknown=False)
         blobs = open_blobs(None, settings.data_dir, {})  # nothing is kept in it
-        fetcher = Fetcher(store, hot, platforms, Keeper(store, blobs, Rules(0, ()), None))
+        deliverer = Deliverer(store, hot, platforms, Loader(store, blobs), resend_unknown=False)
+        keeper = Keeper(store, blobs, Rules(0, ()), None)
+        fetcher = Fetcher(store, hot, platforms, keeper)
         try:
-            yield Answerer(settings, store, hot, platforms, EchoAgent(0.0), deliverer, fetcher, blobs, Texts())
+            yield Answerer(settings, store, hot, platforms, EchoAgent(0.0), deliverer, fetcher, keeper, blobs, Texts())
         finally:
             await fetcher.aclose()
             await deliverer.aclose()

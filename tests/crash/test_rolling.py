@@ -133,12 +133,12 @@ async def turns(database: str, chat: Chat) -> list[dict[str, Any]]:
 
 
 async def all_is_settled(database: str) -> None:
-    """Every reply was delivered once, and no turn is left."""
+    """The text of every reply was delivered once, and no turn is left. Old code sends no files."""
     while await rows(database, "select from deliveries where status in ('pending', 'sending')"):
         await asyncio.sleep(0.02)
     (found,) = await rows(
         database,
-        """select (select count(*) from deliveries where status = 'sent') as sent,
+        """select (select count(*) from deliveries where status = 'sent' and part = 1) as sent,
           (select count(*) from messages where direction = 'outbound') as replies,
           (select count(*) from turns where status = 'running') as running,
           (select count(*) from waiting) as waiting""",
@@ -242,7 +242,7 @@ async def test_photos_meet_old_and_new_code(old_code: Path, redis_url: str, tmp_
         chat = await telegram.private(await telegram.user("Linh"))
 
         async def answered(number: int) -> list[str]:
-            return [(reply.text or "").splitlines()[0] for reply in await chat.until_replies(number)]
+            return [(reply.text or "").splitlines()[0] for reply in await chat.until_said(number)]
 
         await chat.say("1", media="photo", content=picture(40, 30))
         assert await answered(1) == ["1"]
@@ -274,7 +274,7 @@ async def test_photos_meet_old_and_new_code(old_code: Path, redis_url: str, tmp_
         found = await rows(
             database,
             "select m.content_text as text from attachments a join messages m using (conversation_id, seq) "
-            "where a.status = 'stored' order by seq",
+            "where a.status = 'stored' and m.direction = 'inbound' order by seq",
         )
         assert [row["text"] for row in found][-3:] == ["10", "11", "12"]
         await all_is_settled(database)

@@ -19,6 +19,7 @@ from tests.fake_telegram.__main__ import TOKEN
 Json = dict[str, Any]
 Value = TypeVar("Value")
 _ROOT = Path(__file__).parent.parent.parent
+FILES = ("photo", "document", "voice", "audio", "video")
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,12 @@ class Message:
     def former_texts(self) -> list[str]:
         """What it said before it was edited, oldest first."""
         return [edit.get("text", edit.get("caption", "")) for edit in self.body["edits"]]
+
+    async def content(self) -> bytes:
+        """The bytes of its file; of a photo, those of the largest size."""
+        found = next(self.body[kind] for kind in FILES if kind in self.body)
+        file = found[-1] if isinstance(found, list) else found
+        return await self.chat.telegram.file(file["file_id"])
 
     async def press(self, label: str, *, by: Person | None = None, data: str | None = None) -> "Press":
         """Press a button; `data` is for one that is not there any more."""
@@ -204,6 +211,15 @@ class Chat:
         async def enough() -> list[Message] | None:
             replies = await self.replies()
             return replies if len(replies) >= count else None
+
+        return await self.telegram.until(enough)
+
+    async def until_said(self, count: int) -> list[Message]:
+        """Wait until the bot has written so many texts, and give them; files are passed over."""
+
+        async def enough() -> list[Message] | None:
+            texts = [reply for reply in await self.replies() if "text" in reply.body]
+            return texts if len(texts) >= count else None
 
         return await self.telegram.until(enough)
 
@@ -377,6 +393,12 @@ class FakeTelegram:
             changes = await self.get(f"changes?after={changes}&timeout=1")
             if found := await condition():
                 return found
+
+    async def file(self, file_id: str) -> bytes:
+        """The bytes of a file."""
+        async with self._http.get(f"{self.base_url}/control/files/{file_id}") as response:
+            assert response.status == 200, await response.text()
+            return await response.read()
 
     async def get(self, path: str) -> Any:
         """Ask the control API."""

@@ -1,11 +1,14 @@
 """The methods of the Bot API, with the checks of the real server."""
 
+import io
 import re
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable
 from typing import Any, Protocol
 from urllib.parse import urlsplit
+
+from PIL import Image
 
 from tests.fake_telegram.errors import ApiError, bad_request, conflict, forbidden, too_many_requests
 from tests.fake_telegram.parameters import Parameters
@@ -18,6 +21,8 @@ LONGEST_CAPTION = 1024
 LARGEST_DOWNLOAD = 20 * 2**20
 LARGEST_PHOTO = 10 * 2**20
 LARGEST_UPLOAD = 50 * 2**20
+LONGEST_SIDES = 10_000
+MOST_OBLONG = 20
 WEBHOOK_PORTS = (443, 80, 88, 8443)
 ACTIONS = {
     *("typing", "upload_photo", "record_video", "upload_video", "record_voice", "upload_voice", "upload_document"),
@@ -142,24 +147,35 @@ class Methods:
         return self._send(parameters, text_body(text, entities))
 
     async def sendphoto(self, parameters: Parameters) -> Json:
-        file = self._file(parameters, "photo", "photos", LARGEST_PHOTO)
-        return self._send_media(parameters, {"photo": [{**file.json(), "width": 800, "height": 600}]})
+        file = self._file(parameters, "photo", "photos")
+        width, height = _size_of_photo(file)
+        return self._send_media(parameters, {"photo": [{**file.json(), "width": width, "height": height}]})
 
     async def senddocument(self, parameters: Parameters) -> Json:
-        file = self._file(parameters, "document", "documents", LARGEST_UPLOAD)
+        file = self._file(parameters, "document", "documents")
         upload = parameters.upload("document")
         names = {"file_name": upload.name if upload else "file", "mime_type": file.mime_type}
         return self._send_media(parameters, {"document": {**file.json(), **names}})
 
     async def sendvoice(self, parameters: Parameters) -> Json:
-        file = self._file(parameters, "voice", "voice", LARGEST_UPLOAD)
+        file = self._file(parameters, "voice", "voice")
         about = {"duration": parameters.integer("duration"), "mime_type": file.mime_type}
         return self._send_media(parameters, {"voice": {**file.json(), **about}})
 
     async def sendaudio(self, parameters: Parameters) -> Json:
-        file = self._file(parameters, "audio", "music", LARGEST_UPLOAD)
+        file = self._file(parameters, "audio", "music")
+        upload = parameters.upload("audio")
         about = {"duration": parameters.integer("duration"), "mime_type": file.mime_type}
-        return self._send_media(parameters, {"audio": {**file.json(), **about}})
+        return self._send_media(
+            parameters, {"audio": {**file.json(), **about, "file_name": upload.name if upload else "audio"}}
+        )
+
+    async def sendvideo(self, parameters: Parameters) -> Json:
+        file = self._file(parameters, "video", "videos")
+        upload = parameters.upload("video")
+        about = {name: parameters.integer(name) for name in ("duration", "width", "height")}
+        names = {"file_name": upload.name if upload else "video", "mime_type": file.mime_type}
+        return self._send_media(parameters, {"video": {**file.json(), **about, **names}})
 
     def _send_media(self, parameters: Parameters, media: Json) -> Json:
         caption, entities = self._formatted(parameters, "caption", "caption_entities")
@@ -401,12 +417,12 @@ class Methods:
             _check_button(button)
         return {"reply_markup": {"inline_keyboard": rows}} if rows else {}
 
-    def _file(self, parameters: Parameters, name: str, folder: str, largest: int) -> StoredFile:
+    def _file(self, parameters: Parameters, name: str, folder: str) -> StoredFile:
         upload = parameters.upload(name)
         if upload is not None:
             if not upload.content:
                 raise bad_request("file must be non-empty")
-            if len(upload.content) > largest:
+            if len(upload.content) > LARGEST_UPLOAD:
                 raise ApiError(413, "Request Entity Too Large")
             return self._world.add_file(folder, upload.name, upload.content, upload.content_type)
         given = parameters.text(name)
@@ -417,6 +433,21 @@ class Methods:
         if given not in self._world.files:
             raise bad_request("wrong remote file identifier specified: Wrong string length")
         return self._world.files[given]
+
+
+def _size_of_photo(file: StoredFile) -> tuple[int, int]:
+    """Width and height, within the limits of photos."""
+    if file.size > LARGEST_PHOTO:
+        told = f"file of size {file.size} bytes is too big for a photo; the maximum size is {LARGEST_PHOTO} bytes"
+        raise bad_request(told)
+    try:
+        with Image.open(io.BytesIO(file.content)) as image:
+            width, height = image.size
+    except (OSError, Image.DecompressionBombError):
+        raise bad_request("IMAGE_PROCESS_FAILED") from None
+    if width + height > LONGEST_SIDES or max(width, height) > MOST_OBLONG * min(width, height):
+        raise bad_request("PHOTO_INVALID_DIMENSIONS")
+    return width, height
 
 
 def _check_button(button: Any) -> None:

@@ -177,6 +177,18 @@ async function* files({ prompt, last }) {
   yield finish();
 }
 
+// Makes files in all forms in which models give them: "base64 text/plain aGk=", "bytes image/png 0,1,255", "url image/png
+// https://...". The last form breaks the stream after it.
+async function* making({ last }) {
+  for (const line of last.split("\n")) {
+    const [form, mediaType, data] = line.split(" ");
+    if (form === "say") yield* text(line.slice(4));
+    else if (form === "fail") throw providerError(503, true);
+    else yield { type: "file", mediaType, data: form === "bytes" ? Uint8Array.from(data.split(","), Number) : data };
+  }
+  yield finish();
+}
+
 // As providers do whose model takes no files.
 async function* blind(call) {
   if (call.prompt.some((message) => filesOf(message).length)) throw providerError(400, false);
@@ -239,7 +251,7 @@ const storage = new LibSQLStore({ id: "storage", url: `file:${process.env.DATA_F
 
 const says = {
   ...{ echo, failing, flaky, slow, tool, approval, length, empty, big, image, blocked: echo },
-  ...{ files, blind, "flaky-files": flakyFiles, knowing: echo, forgetful: echo },
+  ...{ files, making, blind, "flaky-files": flakyFiles, knowing: echo, forgetful: echo },
 };
 // What `knowing` knows of a person goes with no thread; `forgetful` has no memory at all.
 const memories = {

@@ -11,6 +11,7 @@ and `PollContract` for those that get their events in one of these ways, `FileCo
 
 import asyncio
 import copy
+import io
 import json
 import logging
 import os
@@ -27,6 +28,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import pytest
+from PIL import Image
 from structlog.testing import capture_logs
 
 from chat_bridge.errors import StorageError
@@ -40,6 +42,7 @@ from chat_bridge.model import (
     Turn,
     TurnOutcome,
     User,
+    kind_of,
     new_message_id,
     new_session_id,
     new_turn_id,
@@ -49,6 +52,7 @@ from chat_bridge.platforms.contract import (
     Moved,
     NoFileError,
     NotAuthenticError,
+    OutboundFile,
     OutboundPart,
     Platform,
     Refused,
@@ -67,6 +71,7 @@ LARGEST_PIECE = 2**20
 LARGE_ID = str(2**53 + 1)  # the first whole number that a double can't hold
 
 FILE = bytes(range(256)) * 1200  # several pieces
+KINDS = ("audio/ogg", "audio/mpeg", "video/mp4", "application/octet-stream")
 
 Place = Literal["private", "group", "thread"]
 Change = Literal["edit", "delete"]
@@ -102,6 +107,7 @@ class Seen:
     text: str
     reply_to: str | None = None
     buttons: tuple[str, ...] = ()
+    file: bytes | None = None
 
 
 class Harness(ABC):
@@ -149,6 +155,10 @@ class Harness(ABC):
 
     async def break_next(self, fault: Fault) -> None:
         """Have the next message that is sent fail."""
+        raise NotImplementedError
+
+    async def break_next_upload(self, fault: Fault) -> None:
+        """The same for the next file that is sent."""
         raise NotImplementedError
 
     # For WebhookContract and PollContract
@@ -210,6 +220,17 @@ def part(address: Address, text: str, *, seq: int = 2, **more: Any) -> OutboundP
         idempotency_key=str(message),
         **more,
     )
+
+
+def file_part(address: Address, file: OutboundFile, *, seq: int = 2, number: int = 1) -> OutboundPart:
+    """A part that is a file."""
+    return part(address, "", file=file, seq=seq, number=number)
+
+
+def outbound(mime_type: str, content: bytes, **more: Any) -> OutboundFile:
+    """A file as the bridge gives it."""
+    name = more.pop("name", "a file")
+    return OutboundFile(kind_of(mime_type), mime_type, name, len(content), io.BytesIO(content), **more)
 
 
 def turn_in(address: Address, asked: str | None = None) -> Turn:
@@ -399,6 +420,28 @@ class AdapterContract:
         names = {result.platform_message_id for result in results if isinstance(result, Sent)}
         assert len(names) == (1 if idempotent else 3)
 
+    async def test_files_arrive_as_they_are_and_in_their_order(self, world: Harness, place: Place) -> None:
+        if world.platform.capabilities.files != "part":
+            pytest.skip("it is sent no files")
+        address = await world.address(place)
+        png = io.BytesIO()
+        Image.new("RGB", (64, 48)).save(png, "PNG")
+        contents = ["xin chào".encode(), png.getvalue(), *[FILE] * len(KINDS)]
+        files = [
+            outbound("text/plain", contents[0], name='tệp "1".txt'),
+            outbound("image/png", contents[1], width=64, height=48),
+            *(outbound(mime_type, FILE) for mime_type in KINDS),
+        ]
+        assert isinstance(await self.send(world, part(address, "look", seq=1)), Sent)
+        for number, file in enumerate(files, 2):
+            sent = await self.send(world, file_part(address, file, seq=number, number=number))
+            assert isinstance(sent, Sent)
+            assert sent.platform_message_id
+        seen = await world.seen(place)
+        assert [each.text for each in seen] == ["look"] + [""] * len(files)
+        arrived = [each.file == content for each, content in zip(seen, [None, *contents], strict=True)]
+        assert arrived == [True] * len(seen)
+
     # Showing
 
     async def test_a_preview_becomes_the_reply(self, world: Harness, place: Place) -> None:
@@ -448,6 +491,19 @@ class PeerContract(AdapterContract):
         result = await self.send(world, part(await world.address("private"), "hello"))
         assert EXPECTED[fault](result), result
         assert len(await world.seen("private")) == (1 if fault is Fault.LOST_ANSWER else 0)
+
+    async def test_a_file_that_was_not_sent_says_what_it_means(self, world: Harness, fault: Fault) -> None:
+        if world.platform.capabilities.files != "part":
+            pytest.skip("it is sent no files")
+        address, file = await world.address("private"), outbound("application/zip", FILE)
+        await world.break_next_upload(fault)
+        result = await self.send(world, file_part(address, file))
+        assert EXPECTED[fault](result), result
+        there = fault is Fault.LOST_ANSWER
+        assert len(await world.seen("private")) == there
+        if not isinstance(result, RetryAfter):  # the same file, which was read already
+            assert isinstance(await self.send(world, file_part(address, file)), Sent)
+            assert [each.file == FILE for each in await world.seen("private")] == [True] * (1 + there)
 
     @pytest.mark.parametrize("passing", [Fault.SERVER_ERROR, Fault.LOST_ANSWER])
     async def test_what_failed_for_a_while_can_be_sent_again(self, world: Harness, passing: Fault) -> None:

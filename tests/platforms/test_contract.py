@@ -372,13 +372,21 @@ class TelegramHarness(Harness):
 
     async def seen(self, place: Place) -> Sequence[Seen]:
         return [
-            Seen(each.text, str(each.reply_to) if each.reply_to else None, tuple(each.buttons))
+            Seen(
+                each.text,
+                str(each.reply_to) if each.reply_to else None,
+                tuple(each.buttons),
+                None if "text" in each.body else await each.content(),
+            )
             for each in await self.chats[place].messages(self._topic(place))
             if each.from_bot
         ]
 
     async def break_next(self, fault: Fault) -> None:
         await self.telegram.fault("sendMessage", **self.kinds[fault])
+
+    async def break_next_upload(self, fault: Fault) -> None:
+        await self.telegram.fault("sendDocument", **self.kinds[fault])
 
     async def write(self, text: str, place: Place = "private", *, addressed: bool = True) -> Any:
         said = text if place == "private" or not addressed else f"@bridge_bot {text}"

@@ -22,6 +22,7 @@ BIG = {"messages", "sessions", "turns", "deliveries", "users", "attachments", "c
 
 SHORT = 20_000  # other conversations, of one message each
 MOVED = md5(b"c1").hexdigest()  # one of those
+CONTENT = UUID(md5(b"b1").hexdigest())
 FILE = UUID(md5(b"f").hexdigest())  # that waits, in the long conversation
 
 # Ids grow with time, as uuid v7 does.
@@ -173,7 +174,7 @@ STATEMENTS: dict[str, list[object]] = {
     "claim": [[CHAT.id], [new_turn_id()], ["agent"], ["collect"], [1000], "owner", timedelta(seconds=30)],
     "complete": [
         [CHAT.id], [UUID(int=7)], ["done"], ["answered"], [None], [None], [None], [new_message_id()], ["text"],
-        ["text"], [1], [False], [None], [None], [None],
+        ["text"], [2], [False], [None], [None], [None], ['[{"ref": "sent"}]'], [f'["{CONTENT}"]'],
     ],
     "note": [CHAT.id, UUID(int=7), '{"preview": "1"}'],
     "stored_reply": [CHAT.id, LONG - 1, UUID(int=8)],
@@ -191,6 +192,7 @@ STATEMENTS: dict[str, list[object]] = {
     "set_aside": [[CHAT.id], [UUID(int=7)], 3],
     "due_deliveries": [100, ["webchat"], None, ["webchat"], ["main"], 8],
     "finish_deliveries": [[CHAT.id], [1], [1], ["sent"], [None], [None], [0.0], [1], [False], [False]],
+    "renew_delivery": [CHAT.id, 1, 1, 1],
     "list_dead_letters": [datetime(9999, 1, 1, tzinfo=UTC), UUID(int=2**128 - 1), 0, None, 50],
     "retry_deliveries": [UUID(int=8)],
     "purge_deliveries": [UUID(int=8)],

@@ -2,10 +2,12 @@
 
 hello: with a button, edits that when it is pressed, and answers the press · a document: with its content · any
 other file: with its size and the SHA-256 of its bytes, or with what came of fetching it ·
-`send CHAT`: with what came of sending there · stop: not at all, but ends and prints what it is called.
+`send CHAT`: with what came of sending there · `media BASE64`: with these bytes as a photo, or with what came of that,
+and as a voice, audio and video · stop: not at all, but ends and prints what it is called.
 """
 
 import asyncio
+import base64
 import hashlib
 import json
 import sys
@@ -84,6 +86,18 @@ async def send_elsewhere(message: Message) -> None:
     except TelegramAPIError as error:
         result = type(error).__name__
     await message.answer(result)
+
+
+@dispatcher.message(F.text.startswith("media "))
+async def send_media(message: Message) -> None:
+    content = base64.b64decode(message.text.split()[1])
+    try:
+        await message.answer_photo(BufferedInputFile(content, "a.png"))
+    except TelegramBadRequest as error:
+        await message.answer(error.message)
+    await message.answer_voice(BufferedInputFile(content, "a.ogg"))
+    await message.answer_audio(BufferedInputFile(content, "a.mp3"))
+    await message.answer_video(BufferedInputFile(content, "é b.mp4"))
 
 
 @dispatcher.message(F.text == "stop")

@@ -1,6 +1,7 @@
 """The same bot as in aiogram_bot.py, made with python-telegram-bot."""
 
 import asyncio
+import base64
 import hashlib
 import json
 import sys
@@ -67,6 +68,18 @@ async def send_elsewhere(update: Update, context: ContextTypes.DEFAULT_TYPE) -> 
     await update.message.reply_text(result)
 
 
+async def send_media(update: Update, context: ContextTypes.DEFAULT_TYPE) -> None:
+    message = update.message
+    content = base64.b64decode(message.text.split()[1])
+    try:
+        await message.reply_photo(content, filename="a.png")
+    except BadRequest as error:
+        await message.reply_text(f"Bad Request: {error.message[:1].lower()}{error.message[1:]}")
+    await message.reply_voice(content, filename="a.ogg")
+    await message.reply_audio(content, filename="a.mp3")
+    await message.reply_video(content, filename="é b.mp4")
+
+
 async def stop(update: Update, context: ContextTypes.DEFAULT_TYPE) -> None:
     stopped.set()
 
@@ -79,6 +92,7 @@ async def main(base_url: str, token: str) -> dict[str, Any]:
     app.add_handler(MessageHandler(filters.Document.ALL, echo_file))
     app.add_handler(MessageHandler(filters.ATTACHMENT, digest_file))
     app.add_handler(MessageHandler(filters.Regex("^send "), send_elsewhere))
+    app.add_handler(MessageHandler(filters.Regex("^media "), send_media))
     app.add_handler(MessageHandler(filters.Text(["stop"]), stop))
     app.add_handler(CallbackQueryHandler(pressed))
     async with app:

@@ -20,10 +20,10 @@ import pytest_asyncio
 from PIL import Image
 from starlette.types import Message
 
+from chat_bridge.bridge.keep import plain_name
 from chat_bridge.errors import PlaceError
 from chat_bridge.storage.redis import Hot
 from chat_bridge.web import attachments
-from chat_bridge.web.attachments import plain_name
 from tests.bridge import API_KEY, SECRET, BridgeProcess, Chat, calling, running_bridge, visiting
 from tests.conftest import fresh_database
 from tests.observe import call, conversation_id, rows
@@ -453,7 +453,7 @@ async def test_the_stream_tells_what_became_of_a_file(database: str, redis_url: 
         Hot.open(redis_url) as hot,
     ):
         file = await sent_file(bridge.url, chat, b"fetched")
-        (seq,) = [message["seq"] for message in await chat.answered() if message["attachments"]]
+        seq, *_ = [message["seq"] for message in await chat.answered() if message["attachments"]]
         async with chat.events() as events:
             await chat.send("heard")
             while (await anext(events))[0] != "message":  # what is published from then on is heard

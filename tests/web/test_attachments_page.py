@@ -117,6 +117,34 @@ async def test_files_are_sent_and_shown(page: Page, bridge: BridgeProcess) -> No
     assert "key=" not in bridge.log.read_text()
 
 
+async def test_files_of_the_agent_are_shown(page: Page, bridge: BridgeProcess) -> None:
+    agent = page.locator("article.agent")
+    await pick(page, PHOTO, REPORT)
+    await expect(page.locator(".upload.done")).to_have_count(2)
+    await send(page).click()
+    image = agent.get_by_role("img", name="Núi và mặt trời.png")
+    await expect(image).to_have_js_property("naturalWidth", 320)
+    link = agent.get_by_role("link", name="A report of last year.pdf")
+    async with page.expect_download() as started, page.context.expect_page():
+        await link.click()
+    assert Path(await (await started.value).path()).read_bytes() == PDF
+    await page.reload()
+    await expect(image).to_have_js_property("naturalWidth", 320)
+    await expect(agent).to_have_count(1)
+
+
+async def test_an_answer_of_files_alone_is_shown(page: Page, bridge: BridgeProcess, database: str) -> None:
+    await pick(page, PHOTO)
+    await expect(page.locator(".upload.done")).to_have_count(1)
+    await send(page).click()
+    agent = page.locator("article.agent")
+    await expect(agent.get_by_role("img")).to_have_count(1)
+    await rows(database, "update messages set content_text = '' where direction = 'outbound'")
+    await page.reload()
+    await expect(agent.get_by_role("img")).to_have_js_property("naturalWidth", 320)
+    await expect(agent.locator(".body")).to_be_hidden()
+
+
 async def test_an_image_opens_in_full(page: Page) -> None:
     await pick(page, PHOTO)
     await expect(page.locator(".upload.done")).to_have_count(1)

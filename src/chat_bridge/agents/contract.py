@@ -14,7 +14,8 @@ from chat_bridge.model import TurnOutcome
 
 @dataclass(frozen=True, slots=True)
 class AgentFile:
-    """A file for the agent, as bytes: its MIME type is always known."""
+    """A file as bytes, for the agent or (as an event) of its answer. The type that an agent tells counts only for
+    text: of all else the bytes tell it."""
 
     mime_type: str
     data: bytes
@@ -95,7 +96,7 @@ class Finished:
     detail: str | None = None
 
 
-AgentEvent = Started | TextDelta | Finished
+AgentEvent = Started | TextDelta | AgentFile | Finished
 
 
 class AgentError(ChatBridgeError):
@@ -116,7 +117,8 @@ class Agent(Protocol):
         ...
 
     def answer(self, request: AgentRequest) -> AsyncGenerator[AgentEvent]:
-        """Yield Started (at most once), any number of TextDelta, then Finished; or raise AgentError."""
+        """Yield Started (at most once), any number of TextDelta and AgentFile, then Finished; or raise AgentError. The
+        files come after the whole text, in their order."""
         ...
 
     async def check(self) -> str | None:

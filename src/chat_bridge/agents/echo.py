@@ -1,4 +1,4 @@
-"""An agent that needs nothing: it says back what it was told, word by word."""
+"""An agent that needs nothing: it says back what it was told, word by word, and gives back the files."""
 
 import asyncio
 import re
@@ -19,12 +19,15 @@ class EchoAgent:
         self._pause_seconds = pause_seconds
 
     async def answer(self, request: AgentRequest) -> AsyncGenerator[AgentEvent]:
-        """Yield the texts of all messages, with a blank line between two; never fails."""
+        """Yield the texts of all messages, with a blank line between two, and their files; never fails."""
         text = "\n\n".join(message.text for message in request.messages)
         for index, word in enumerate(re.findall(r"\s*\S+|\s+$", text)):
             if index:
                 await asyncio.sleep(self._pause_seconds)
             yield TextDelta(word)
+        for message in request.messages:
+            for file in message.files:
+                yield file
         yield Finished()
 
     async def check(self) -> None:

@@ -6,6 +6,7 @@ succeeded is told by the chunks of the stream.
 
 import asyncio
 import base64
+import binascii
 import codecs
 import io
 import json
@@ -352,6 +353,9 @@ class _Reply:
                 if text := self._utf16.decode(str(_at(payload, "text") or "").encode("utf-16-le", "surrogatepass")):
                     yield TextDelta(f"\n\n{text}" if self._new_block else text)
                     self._has_text, self._new_block = True, False
+            case "file":
+                self._has_acted = True  # a second run would make it again
+                yield self._file(payload)
             case "error":
                 self._end = _provider_error(_at(payload, "error"), may_retry=not (self._has_text or self._has_acted))
             case "tripwire":
@@ -364,6 +368,17 @@ class _Reply:
                 self._has_acted = True  # a second run would act again
             case _:
                 pass
+
+    def _file(self, payload: object) -> AgentFile | TextDelta:
+        """A file that the model made. One that lies elsewhere is told as a link: nothing is fetched from where a model
+        says."""
+        data, name = _at(payload, "data"), _at(payload, "filename")
+        if isinstance(data, str) and re.fullmatch(r"https?://\S+", data):
+            before = "\n\n" if self._has_text else ""
+            self._has_text = True
+            return TextDelta(f"{before}{data}")
+        mime_type = str(_at(payload, "mimeType") or "application/octet-stream")
+        return AgentFile(mime_type, _bytes(data), name if isinstance(name, str) else None)
 
     def finished(self) -> Finished:
         """The last event, when the stream has closed; raises if the run failed."""
@@ -408,6 +423,17 @@ def _file_part(file: AgentFile) -> dict[str, str]:
         return {"type": "image", "image": data, "mimeType": mime_type}
     name = {"filename": file.name} if file.name is not None else {}
     return {"type": "file", "data": data, "mediaType": mime_type, **name}
+
+
+def _bytes(data: object) -> bytes:
+    """What a file chunk holds: base64, a data URL, or an array of bytes, which JSON shows as an object. Of what is none
+    of these nothing, and an empty file is not let in."""
+    try:
+        if isinstance(data, str):
+            return base64.b64decode(data.partition(",")[2] if data.startswith("data:") else data, validate=True)
+        return bytes(cast("dict[str, int]", data).values()) if isinstance(data, dict) else b""
+    except (binascii.Error, ValueError, TypeError):
+        return b""
 
 
 def _finish(payload: object) -> "Finished | _RunError":

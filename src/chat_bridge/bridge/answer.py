@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import time
-from collections.abc import AsyncGenerator, Container, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Container, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
@@ -25,14 +25,14 @@ from chat_bridge.bridge import decide
 from chat_bridge.bridge.claim import Running
 from chat_bridge.bridge.deliver import Deliverer, rendered
 from chat_bridge.bridge.fetch import Fetcher
-from chat_bridge.bridge.keep import readable
+from chat_bridge.bridge.keep import Keeper, NotKeptError, plain_name, readable
 from chat_bridge.bridge.resolve import DECISIONS
 from chat_bridge.errors import PlaceError, StorageError
-from chat_bridge.model import Attachment, PendingMessage, Seq, Turn, TurnOutcome, new_message_id
+from chat_bridge.model import Attachment, PendingMessage, Seq, Turn, TurnOutcome, kind_of, new_message_id
 from chat_bridge.platforms.contract import Platform
 from chat_bridge.settings import Settings
 from chat_bridge.storage import messages, sessions, turns
-from chat_bridge.storage.attachments import Content, StoredAttachment, key
+from chat_bridge.storage.attachments import Content, StoredAttachment, key, reply_file
 from chat_bridge.storage.blobs import Blobs
 from chat_bridge.storage.outbox import Delivery
 from chat_bridge.storage.redis import Hot
@@ -41,6 +41,8 @@ from chat_bridge.storage.turns import Completed, Completion
 from chat_bridge.telemetry import (
     AGENT_FIRST_TEXT_SECONDS,
     AGENT_SECONDS,
+    ATTACHMENT_BYTES,
+    ATTACHMENTS,
     FIRST_TEXT_SECONDS,
     TURN_SECONDS,
     TURNS,
@@ -54,15 +56,21 @@ SHOWN_PER_SECOND = 200_000  # characters
 READING_SECONDS = 10.0  # for all files that the agent gets
 ROOM_SECONDS = 30.0  # how long a turn waits for the room they need
 FILES_BYTES = 32 * 1024**2  # of all turns that have not sent theirs yet; an agent may need as much again, and more
+MOST_FILES = 10  # of a reply; an agent that sends more hears nothing of it, and its user that they are missing
+KEEP_SECONDS = 30.0  # for one file of the agent's
+PIECE_BYTES = 256 * 1024
 SHOWING_SECONDS = 8.0  # what showing may still take when the answer is complete
 
 
 @dataclass(slots=True)
 class Draft:
-    """What a turn has come to so far. `preview` is the platform's id of the message that shows it."""
+    """What a turn has come to so far. `files` are the agent's, with what is kept of each; `missing` says of those that
+    could not be kept what they were called and why. `preview` is the platform's id of the message that shows it."""
 
     outcome: TurnOutcome | None = None
     text: str = ""
+    files: list[tuple[Attachment, Content]] = field(default_factory=list[tuple[Attachment, Content]])
+    missing: list[tuple[str, str]] = field(default_factory=list[tuple[str, str]])
     request_id: str | None = None
     usage: Mapping[str, Any] | None = None
     error: str | None = None
@@ -129,6 +137,7 @@ class Answerer:
         agent: Agent,
         deliverer: Deliverer,
         fetcher: Fetcher,
+        keeper: Keeper,
         blobs: Blobs,
         texts: Texts,
     ) -> None:
@@ -139,6 +148,7 @@ class Answerer:
         self._agent = agent
         self._deliverer = deliverer
         self._fetcher = fetcher
+        self._keeper = keeper
         self._blobs = blobs
         self._texts = texts
         self._files = _Room(max(FILES_BYTES, settings.agent_file_max_bytes))
@@ -173,7 +183,7 @@ class Answerer:
             if draft.new_session:
                 await self._hot.forget_session(turn.conversation_id)
             self._tell(completion, completed, time.monotonic() - began)
-            if completed is not None and completed.seq is None:
+            if completed is not None and (completed.seq is None or completion.preview is None):
                 unused = draft.preview  # else it is the next turn's now, or the reply
             if completed is not None and completed.seq is not None:
                 untold = None
@@ -197,6 +207,7 @@ class Answerer:
                 completion.text,
                 completion.metadata or {},
                 completion.preview,
+                completion.attachments,
                 taken_at=asked_at,
             )
         )
@@ -230,7 +241,7 @@ class Answerer:
                 # Before the call: a decision that may have been carried out must not be sent again by another turn.
                 await turns.note(self._store.database, turn, {"approval": None})
             async with asyncio.timeout(self._settings.turn_timeout_seconds), self._showing(platform, running, draft):
-                await self._read(request, turn, draft)
+                await self._read(request, running, draft)
         except AgentError as error:
             draft.outcome, draft.error = error.outcome, error.detail
         except StorageError:
@@ -244,11 +255,11 @@ class Answerer:
         finally:
             held.drop()
 
-    async def _read(self, request: AgentRequest, turn: Turn, draft: Draft) -> None:
+    async def _read(self, request: AgentRequest, running: Running, draft: Draft) -> None:
         with tracing.span(f"agent {self._agent.name}", "client"), AGENT_SECONDS.labels(self._agent.name).time():
-            await self._read_all(request, turn, draft)
+            await self._read_all(request, running, draft)
 
-    async def _read_all(self, request: AgentRequest, turn: Turn, draft: Draft) -> None:
+    async def _read_all(self, request: AgentRequest, running: Running, draft: Draft) -> None:
         called = time.monotonic()
         async with aclosing(self._agent.answer(request)) as events:
             async for event in events:
@@ -257,7 +268,7 @@ class Answerer:
                         draft.request_id = event.request_id
                     case TextDelta():
                         if not draft.text:
-                            waited = time.time() - turn.messages[0].created_at.timestamp()
+                            waited = time.time() - running.turn.messages[0].created_at.timestamp()
                             FIRST_TEXT_SECONDS.labels(self._agent.name).observe(max(0.0, waited))
                             AGENT_FIRST_TEXT_SECONDS.labels(self._agent.name).observe(time.monotonic() - called)
                         draft.text += event.text
@@ -265,11 +276,50 @@ class Answerer:
                         if len(draft.text) > LONGEST_ANSWER:
                             draft.text, draft.outcome = draft.text[:LONGEST_ANSWER], TurnOutcome.TRUNCATED
                             return
+                    case AgentFile():
+                        await self._keep(event, running, draft)
                     case Finished():
                         draft.outcome, draft.usage = event.outcome, event.usage
                         draft.approval, draft.error = event.approval, event.detail
         if draft.outcome is None:
             raise AgentError(TurnOutcome.ERROR, "the agent ended without saying that it had finished")
+
+    async def _keep(self, file: AgentFile, running: Running, draft: Draft) -> None:
+        """Keep a file of the agent's. One that can't be is missing from the reply, with the reason: the rest is worth
+        having. The agent waits meanwhile, so that a turn holds one file at a time."""
+        name, turn = plain_name(file.name or ""), running.turn
+        try:
+            if len(draft.files) >= MOST_FILES:
+                raise NotKeptError(f"a reply has {MOST_FILES} files at most", for_good=True)
+            async with asyncio.timeout(KEEP_SECONDS):
+                content = await self._kept(file, running)
+        except NotKeptError as error:
+            reason = str(error)
+        except TimeoutError:
+            reason = f"it was not stored within {KEEP_SECONDS:g} s"
+        except PlaceError as error:
+            log.error("attachment.not_stored", reason=str(error), **_ids(turn))
+            reason = "it could not be stored"
+        else:
+            draft.files.append((reply_file(content, name), content))
+            ATTACHMENTS.labels(turn.address.platform, "stored").inc()
+            ATTACHMENT_BYTES.labels(turn.address.platform).inc(content.size)
+            log.info("reply.file_stored", size=content.size, mime_type=content.mime_type, **_ids(turn))
+            return
+        ATTACHMENTS.labels(turn.address.platform, "failed").inc()
+        log.warning("reply.file_not_stored", reason=reason, **_ids(turn))
+        if len(draft.missing) < MOST_FILES:
+            draft.missing.append((name or kind_of(file.mime_type), reason))
+
+    async def _kept(self, file: AgentFile, running: Running) -> Content:
+        """Like an answer, a file is tried to be kept while the lease lasts, if only the database is in the way."""
+        while True:
+            try:
+                return await self._keeper.keep(_pieces(file.data), file.mime_type)
+            except StorageError:
+                if not running.trusted:
+                    raise
+                await asyncio.sleep(COMPLETE_RETRY_SECONDS)
 
     async def _request(self, turn: Turn, held: _Files) -> AgentRequest:
         last = turn.messages[-1]
@@ -369,20 +419,25 @@ class Answerer:
     async def _completion(self, turn: Turn, draft: Draft, platform: Platform) -> Completion:
         """The words and the record for how the turn ended."""
         outcome = draft.outcome or TurnOutcome.ERROR
-        if outcome is TurnOutcome.ANSWERED and not draft.text.strip():
+        way = platform.capabilities.files
+        said = _said(draft, self._texts, takes_files=way != "none")
+        if outcome is TurnOutcome.ANSWERED and not said.strip() and not draft.files:
             outcome = TurnOutcome.EMPTY
         failed = outcome.turn_status == "failed"
         match outcome:
             case TurnOutcome.ANSWERED | TurnOutcome.CANCELLED:
-                text = draft.text
+                text = said
             case TurnOutcome.TRUNCATED:
-                text = f"{draft.text}\n\n{self._texts.say('truncated')}".strip()
+                text = f"{said}\n\n{self._texts.say('truncated')}".strip()
             case TurnOutcome.APPROVAL:
                 question = decide.question(draft.approval, self._texts, buttons=platform.capabilities.buttons)
-                text = f"{draft.text}\n\n{question}".strip()
+                text = f"{said}\n\n{question}".strip()
             case _:
                 text = self._texts.say(outcome.value)
         notice = draft.notice or failed or outcome in (TurnOutcome.EMPTY, TurnOutcome.BLOCKED)
+        # Texts of ours, which stand for an answer, have none of its files.
+        files = [] if notice else draft.files
+        parts, sent = len(await rendered(platform, text)), files if way == "part" else []
         metadata: dict[str, Any] = {}
         if notice:
             metadata["notice"] = turn.messages[-1].text if draft.notice else outcome.value
@@ -392,6 +447,8 @@ class Answerer:
             metadata["reply_to"] = turn.messages[-1].platform_message_id
         if draft.approval is not None and platform.capabilities.buttons:
             metadata["buttons"] = decide.buttons(draft.approval, self._texts)
+        if sent:
+            metadata["text_parts"] = parts
         left: dict[str, Any] = {"preview": None} if draft.preview else {}
         if draft.approval is not None:
             left |= decide.asked(turn, draft.approval)
@@ -403,16 +460,18 @@ class Answerer:
             turn=turn,
             outcome=outcome,
             text=text,
-            message_id=new_message_id() if text.strip() else None,
+            message_id=new_message_id() if text.strip() or files else None,
             content_type="notice" if notice else "text",
-            parts=len(await rendered(platform, text)),
+            parts=max(1, parts + len(sent)) if text.strip() or files else 0,
             error_text=failed,
             error=draft.error,
             agent_request_id=draft.request_id,
             usage=draft.usage,
             metadata=tracing.carried(metadata),
             session_metadata=left or None,
-            preview=draft.preview,
+            preview=draft.preview if parts or not files else None,  # no text becomes a file
+            attachments=[attachment for attachment, _ in files],
+            contents=[content.id for _, content in files],
         )
 
     @asynccontextmanager
@@ -471,6 +530,19 @@ class Answerer:
         # Also a lost one: the sweep would hold it against its messages that their worker died.
         await turns.supersede(self._store.database, turn.conversation_id, running.stopped or "stopped", turn.id)
         await platform.show_end(turn, TurnOutcome.SUPERSEDED, None, None)
+
+
+async def _pieces(data: bytes) -> AsyncIterator[bytes]:
+    for start in range(0, len(data), PIECE_BYTES):
+        yield data[start : start + PIECE_BYTES]
+
+
+def _said(draft: Draft, texts: Texts, *, takes_files: bool) -> str:
+    """The answer, and what is to be said of files that can't be sent."""
+    notes = [texts.say("file_missing", file=name, reason=reason) for name, reason in draft.missing]
+    if not takes_files:
+        notes += [texts.say("file_not_here", file=file.name or file.kind) for file, _ in draft.files]
+    return "\n\n".join([draft.text, *notes]).strip() if notes else draft.text
 
 
 def _for_agent(

@@ -2,14 +2,15 @@
 
 import asyncio
 import time
-from collections.abc import Coroutine, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import AsyncGenerator, Coroutine, Mapping, Sequence
+from contextlib import AbstractContextManager, asynccontextmanager, suppress
 from dataclasses import replace
 
 from chat_bridge import tracing
 from chat_bridge.backoff import backoff
+from chat_bridge.bridge.load import Loader, NotLoadedError
 from chat_bridge.errors import StorageError
-from chat_bridge.model import ConversationId
+from chat_bridge.model import Attachment, ConversationId
 from chat_bridge.platforms.contract import (
     Button,
     Moved,
@@ -35,6 +36,9 @@ LONGEST_WAIT_SECONDS = 86400.0
 REFUSED_US_SECONDS = 60.0
 RETRY_FACTOR = 4.0  # eight tries then take about half an hour
 LONGEST_SEND_SECONDS = 20.0
+LONGEST_FILE_SECONDS = 120.0
+RENEW_SECONDS = outbox.TAKEN_SECONDS / 3
+FILES_AT_ONCE = 8  # of a platform; each may take as much room on the disk as a file may have
 SOON_SECONDS = 10.0  # a retry within this time need not wait for the sweep
 MOVED_SECONDS = 1.0
 STOP_SECONDS = 5.0  # what a send may still take when the process stops
@@ -50,9 +54,13 @@ class Deliverer:
     """Sends what is in the outbox. `resend_unknown`: a part that may have been sent is sent again, though the platform
     would show it twice."""
 
-    def __init__(self, store: Store, hot: Hot, platforms: Mapping[str, Platform], *, resend_unknown: bool) -> None:
+    def __init__(
+        self, store: Store, hot: Hot, platforms: Mapping[str, Platform], loader: Loader, *, resend_unknown: bool
+    ) -> None:
         self._store = store
         self._hot = hot
+        self._loader = loader
+        self._places = {name: asyncio.Semaphore(FILES_AT_ONCE) for name in platforms}
         self._platforms = platforms
         self._accounts = [(name, each.account) for name, each in platforms.items()]
         self._repeatable = [
@@ -63,9 +71,9 @@ class Deliverer:
         self._waiting: set[asyncio.Task[None]] = set()
         self._closing = False
 
-    async def deliver(self, delivery: Delivery) -> None:
+    async def deliver(self, delivery: Delivery, *, nobody_waits: bool = False) -> None:
         """Send the first part of a reply that was just stored, and what follows it in its conversation. What has to
-        wait is tried again later."""
+        wait is tried again later. Files take their time, and are sent beside the caller unless nobody waits for it."""
         following: Delivery | None = delivery
         parts: Sequence[Rendered] = ()
         message = None
@@ -74,9 +82,13 @@ class Deliverer:
             if self._closing:
                 await self._store.finish_delivery(DeliveryResult(delivery, "pending", error="the sender stopped"))
                 return
+            if delivery.file is not None and not nobody_waits:
+                self._start(self._sending, self._deliver_all(delivery))
+                return
             if delivery.message_id != message:
                 message = delivery.message_id
                 parts = await rendered(self._platforms[delivery.address.platform], delivery.text)
+                parts = parts or (Rendered(""),)  # of files alone, which are read with it
             with self._span(delivery):
                 answer = await self._try(delivery, parts)
                 result = self._result(delivery, answer)
@@ -117,9 +129,9 @@ class Deliverer:
 
     async def _deliver_all(self, delivery: Delivery) -> None:
         """Send what is due in a conversation, one after another."""
-        await self.deliver(delivery)
+        await self.deliver(delivery, nobody_waits=True)
         while not self._closing and (more := await self._due(self._accounts, 1, delivery.conversation_id)):
-            await self.deliver(more[0])
+            await self.deliver(more[0], nobody_waits=True)
 
     async def _due(self, accounts: Accounts, most: int, conversation: ConversationId | None) -> Sequence[Delivery]:
         return await outbox.due_deliveries(self._store.database, accounts, self._repeatable, most, conversation)
@@ -155,8 +167,8 @@ class Deliverer:
         )
 
     async def _try(self, delivery: Delivery, parts: Sequence[Rendered]) -> SendResult:
-        platform = self._platforms[delivery.address.platform]
-        if delivery.part > len(parts):
+        file = delivery.file
+        if file is None and delivery.part > len(parts):
             return Refused("the reply now splits into fewer parts")
         account = (delivery.address.platform, delivery.address.account)
         if time.monotonic() + LONGEST_SEND_SECONDS > delivery.taken_at + outbox.TAKEN_SECONDS:
@@ -164,15 +176,10 @@ class Deliverer:
             return RetryAfter(0.0, "it was taken too long ago")
         if (wait := self._held_until.get(account, 0.0) - time.monotonic()) > 0:
             return RetryAfter(wait, "the platform wants this account to wait")
-        try:
-            with SEND_SECONDS.labels(delivery.address.platform).time():
-                async with asyncio.timeout(LONGEST_SEND_SECONDS):
-                    answer = await platform.send(_part(delivery, parts))
-        except TimeoutError:
-            answer = RetryLater(f"no answer within {LONGEST_SEND_SECONDS:g} s", maybe_sent=True)
-        except Exception as error:  # noqa: BLE001 - whatever an adapter does, its delivery gets a result
-            log.exception("platform.crashed", platform=delivery.address.platform)
-            answer = RetryLater(f"the adapter failed: {type(error).__name__}", maybe_sent=True)
+        if file is None:
+            answer = await self._send(_text_part(delivery, parts), LONGEST_SEND_SECONDS)
+        else:
+            answer = await self._send_file(delivery, file)
         if isinstance(answer, RetryAfter):
             # The platform's number may be anything, NaN too (which max() passes over in this order).
             answer = replace(answer, seconds=min(max(0.0, answer.seconds), LONGEST_WAIT_SECONDS))
@@ -181,6 +188,52 @@ class Deliverer:
                 await self._hot.control({"type": "hold", "account": account, "seconds": answer.seconds})
         return answer
 
+    async def _send_file(self, delivery: Delivery, file: Attachment) -> SendResult:
+        name = delivery.address.platform
+        if self._platforms[name].capabilities.files != "part":
+            return Refused("this platform takes no files")
+        try:
+            async with (
+                self._kept(delivery),
+                self._places[name],
+                self._loader.loaded(delivery.conversation_id, file) as loaded,
+            ):
+                return await self._send(replace(_part(delivery), file=loaded), LONGEST_FILE_SECONDS)
+        except NotLoadedError as error:
+            return Refused(str(error)) if error.for_good else RetryLater(str(error))
+        except StorageError as error:
+            return RetryLater(f"the file was not found: {error}")
+
+    async def _send(self, part: OutboundPart, seconds: float) -> SendResult:
+        name = part.address.platform
+        try:
+            with SEND_SECONDS.labels(name).time():
+                async with asyncio.timeout(seconds):
+                    return await self._platforms[name].send(part)
+        except TimeoutError:
+            return RetryLater(f"no answer within {seconds:g} s", maybe_sent=True)
+        except Exception as error:  # noqa: BLE001 - whatever an adapter does, its delivery gets a result
+            log.exception("platform.crashed", platform=name)
+            return RetryLater(f"the adapter failed: {type(error).__name__}", maybe_sent=True)
+
+    @asynccontextmanager
+    async def _kept(self, delivery: Delivery) -> AsyncGenerator[None]:
+        """Keep others from taking a delivery that takes its time; they do soon after this process has died."""
+
+        async def renew() -> None:
+            ours = True
+            while ours:
+                await asyncio.sleep(RENEW_SECONDS)
+                with suppress(StorageError):
+                    ours = await outbox.renew(self._store.database, delivery)
+
+        renewing = asyncio.create_task(renew(), name="deliver.renew")
+        try:
+            yield
+        finally:
+            renewing.cancel()
+            await asyncio.wait([renewing])
+
     async def _record(self, result: DeliveryResult) -> Delivery | None:
         """Store what the platform said, trying for as long as nobody else takes the delivery: what was sent must not
         count as unknown."""
@@ -188,9 +241,11 @@ class Deliverer:
             try:
                 return await self._store.finish_delivery(result)
             except StorageError as error:
-                if time.monotonic() > result.delivery.taken_at + outbox.TAKEN_SECONDS:
+                delivery = result.delivery
+                longest = LONGEST_FILE_SECONDS if delivery.file is not None else 0.0  # for which it was renewed
+                if time.monotonic() > delivery.taken_at + outbox.TAKEN_SECONDS + longest:
                     raise
-                log.warning("delivery.not_stored_yet", message=str(result.delivery.message_id), reason=str(error))
+                log.warning("delivery.not_stored_yet", message=str(delivery.message_id), reason=str(error))
                 await asyncio.sleep(RECORD_RETRY_SECONDS)
 
     def _result(self, delivery: Delivery, answer: SendResult) -> DeliveryResult:
@@ -256,17 +311,24 @@ async def rendered(platform: Platform, text: str) -> Sequence[Rendered]:
     return platform.render(text) if len(text) <= LONG_TEXT else await asyncio.to_thread(platform.render, text)
 
 
-def _part(delivery: Delivery, parts: Sequence[Rendered]) -> OutboundPart:
+def _text_part(delivery: Delivery, parts: Sequence[Rendered]) -> OutboundPart:
     buttons: Sequence[Mapping[str, str]] = delivery.metadata.get("buttons", ())
+    return replace(
+        _part(delivery),
+        content=parts[delivery.part - 1],
+        buttons=tuple(Button(**button) for button in buttons) if delivery.part == len(parts) else (),
+    )
+
+
+def _part(delivery: Delivery) -> OutboundPart:
     return OutboundPart(
         conversation_id=delivery.conversation_id,
         address=delivery.address,
         message_id=delivery.message_id,
         seq=delivery.seq,
         part=delivery.part,
-        content=parts[delivery.part - 1],
+        content=Rendered(""),
         idempotency_key=str(delivery.idempotency_key),
         reply_to=delivery.metadata.get("reply_to") if delivery.part == 1 else None,
-        buttons=tuple(Button(**button) for button in buttons) if delivery.part == len(parts) else (),
         replaces=delivery.replaces,
     )

@@ -2,23 +2,32 @@
 
 import hashlib
 import io
+import mimetypes
+import re
 import tempfile
+import unicodedata
 from collections.abc import AsyncIterator, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatch
+from pathlib import PurePosixPath
 from typing import BinaryIO, cast
 
 from chat_bridge.bridge.look import Looker
 from chat_bridge.bridge.scan import Scanner, ScannerError, TooLargeToScanError
 from chat_bridge.errors import ChatBridgeError
+from chat_bridge.model import kind_of
 from chat_bridge.storage import attachments
 from chat_bridge.storage.attachments import Content, Facts
 from chat_bridge.storage.blobs import Blobs
 from chat_bridge.storage.store import Store
+from chat_bridge.storage.text import storable
 from chat_bridge.telemetry import log
 
 IN_MEMORY_BYTES = 1024 * 1024  # a larger file goes through one on disk
+LONGEST_NAME = 200
+# They turn the direction of the text that follows: `photo_gpj.exe` is then shown as if it ended in jpg.
+_TURNS = re.compile("[\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 
 
 class NotKeptError(ChatBridgeError):
@@ -116,6 +125,22 @@ def _room() -> Generator[None]:
     except OSError as error:
         log.error("attachment.no_room", reason=str(error))
         raise NotKeptError("there is no room for it at the moment", for_good=False) from error
+
+
+def plain_name(name: str) -> str | None:
+    """The name of a file without folders, and without signs that can't be seen; cut where it is too long. None if
+    nothing is left."""
+    last = _TURNS.sub("", re.split(r"[/\\]", storable(name))[-1])
+    seen = "".join(sign for sign in last if unicodedata.category(sign) not in ("Cc", "Zl", "Zp")).strip()
+    ending = PurePosixPath(seen).suffix[:20]
+    if len(seen) > LONGEST_NAME:
+        seen = seen[: LONGEST_NAME - len(ending)] + ending
+    return seen if seen.strip(".") else None
+
+
+def file_name(name: str | None, mime_type: str) -> str:
+    """What a file is called where it must have a name."""
+    return plain_name(name or "") or f"{kind_of(mime_type)}{mimetypes.guess_extension(mime_type) or ''}"
 
 
 def readable(size: int) -> str:

@@ -8,7 +8,7 @@ storage: what it is given is stored already, and what it gives is stored before 
 from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import BinaryIO, Literal
 
 from chat_bridge.errors import ChatBridgeError
 from chat_bridge.model import (
@@ -32,8 +32,10 @@ class Capabilities:
     `max_text` is the longest text of one part, in `text_unit`. `coalesce_seconds` is how long the first message waits
     for more before a turn starts. `edits`: a sent message can be changed, so that an answer can be shown as it grows,
     each `min_edit_interval` seconds at most. `typing_seconds`: how often typing must be shown again, 0 for once.
-    `buttons`: replies may carry some. `idempotent_send` says that sending the same part again with the same key does
-    nothing, so that a lost answer may be repeated. `webhook`: it calls us, and `events` understands it.
+    `buttons`: replies may carry some. `files`: each of a reply's files is a `part` of its own; or it is `read` from the
+    store with the reply, so that none is sent; or there are none, and the text says that there is one.
+    `idempotent_send` says that sending the same part again with the same key does nothing, so that a lost answer may be
+    repeated. `webhook`: it calls us, and `events` understands it.
     """
 
     name: str
@@ -44,6 +46,7 @@ class Capabilities:
     min_edit_interval: float = 0.0
     typing_seconds: float = 0.0
     buttons: bool = False
+    files: Literal["none", "part", "read"] = "none"
     groups: bool = False
     threads: bool = False
     idempotent_send: bool = False
@@ -97,12 +100,28 @@ class Button:
 
 
 @dataclass(frozen=True, slots=True)
+class OutboundFile:
+    """A file to send, as its bytes say: `size` in bytes, `width` and `height` of an image in pixels. `name` is never
+    empty, and without folders and control characters. `content` stands at its first byte, and can be read again from
+    there; the bridge closes it."""
+
+    kind: Literal["image", "audio", "video", "file"]
+    mime_type: str
+    name: str
+    size: int
+    content: BinaryIO
+    width: int | None = None
+    height: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class OutboundPart:
-    """One sendable part of a stored reply. `idempotency_key` is the same at every try.
+    """One sendable part of a stored reply: of its text, then each `file`, which has no `content`. `idempotency_key` is
+    the same at every try.
 
     `reply_to` is the platform's id of the message to quote, on the first part and in groups only. `buttons` are on the
-    last part only. `replaces` is the platform's id of a message that showed this answer as it grew: it becomes this
-    part, so that sending again changes nothing.
+    last part of the text only. `replaces` is the platform's id of a message that showed this answer as it grew: it
+    becomes this part, so that sending again changes nothing.
     """
 
     conversation_id: ConversationId
@@ -115,6 +134,7 @@ class OutboundPart:
     reply_to: str | None = None
     buttons: Sequence[Button] = ()
     replaces: str | None = None
+    file: OutboundFile | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,7 +28,9 @@ class EventSink(Protocol):
 class WebChat(Platform):
     """The adapter: see `docs/web-chat.md` for the protocol that pages speak."""
 
-    capabilities = Capabilities(name=NAME, edits=True, min_edit_interval=EDIT_SECONDS, idempotent_send=True)
+    capabilities = Capabilities(
+        name=NAME, edits=True, min_edit_interval=EDIT_SECONDS, files="read", idempotent_send=True
+    )
     account = ACCOUNT
 
     def __init__(self, sink: EventSink) -> None:

@@ -20,6 +20,7 @@ from chat_bridge.model import (
     AttachmentId,
     ConversationId,
     Seq,
+    kind_of,
 )
 from chat_bridge.storage.messages import as_json, attachment
 from chat_bridge.storage.postgres import Database, Record
@@ -165,6 +166,11 @@ async def stored(
 def upload_ref(upload: AttachmentId) -> str:
     """What a message has as the reference of an upload."""
     return f"upload:{upload}"
+
+
+def reply_file(content: Content, name: str | None) -> Attachment:
+    """A file of a reply of ours, under a reference of its own."""
+    return Attachment(kind_of(content.mime_type), content.mime_type, f"sent:{uuid4()}", name, content.size)
 
 
 async def add_upload(database: Database, conversation: ConversationId, told: Attachment) -> AttachmentId:

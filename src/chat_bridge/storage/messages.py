@@ -121,7 +121,7 @@ def _columns(arrival: Arrival, session_ids: Mapping[ConversationId, SessionId]) 
         storable_or_none(event.user.locale),
         storable(event.text),
         arrival.content_type,
-        to_jsonb(_files(event.attachments)),
+        to_jsonb(files_as_json(event.attachments)),
         storable_or_none(event.platform_message_id),
         stored_key(event),
         event.sent_at,
@@ -173,7 +173,7 @@ async def edit(database: Database, event: InboundEvent) -> Edited | None:
     if event.kind is EventKind.DELETE:
         version["deleted"] = True
     elif event.attachments and event.album is None:
-        version["attachments"] = _files(event.attachments)
+        version["attachments"] = files_as_json(event.attachments)
     keys = [_as_stored(event.about)] if event.about is not None else []
     if event.album and event.text:
         keys.append(_as_stored(_album_key(event.album)))
@@ -208,7 +208,7 @@ async def add_to_album(database: Database, arrival: Arrival) -> Receipt | Litera
         if not album["known"] and not await transaction.fetch(
             "add_to_album",
             *place,
-            to_jsonb(_files(event.attachments)) or "[]",
+            to_jsonb(files_as_json(event.attachments)) or "[]",
             storable(event.text),
             arrival.skip_reason is None,
         ):
@@ -256,7 +256,8 @@ def _album_key(album: str) -> str:
     return f"album:{album}"
 
 
-def _files(attachments: Sequence[Attachment]) -> list[dict[str, Any]]:
+def files_as_json(attachments: Sequence[Attachment]) -> list[dict[str, Any]]:
+    """A message's files as its row has them."""
     return [as_json(attachment) for attachment in attachments]
 
 
@@ -267,6 +268,11 @@ def as_json(attachment: Attachment) -> dict[str, Any]:
         for name, value in asdict(attachment).items()
         if value is not None and value is not False
     }
+
+
+def attachments_of(row: Record) -> Sequence[Attachment]:
+    """A message's files, of a row with its `attachments`."""
+    return _attachments(from_jsonb(row["attachments"]) or ())
 
 
 def _attachments(files: Sequence[dict[str, Any]]) -> Sequence[Attachment]:

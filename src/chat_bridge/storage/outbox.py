@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 from uuid import UUID
 
-from chat_bridge.model import Address, ConversationId, Json, MessageId, Seq
+from chat_bridge.model import Address, Attachment, ConversationId, Json, MessageId, Seq
+from chat_bridge.storage.messages import attachments_of
 from chat_bridge.storage.postgres import Database, Record
 from chat_bridge.storage.text import from_jsonb, storable_or_none
 
@@ -20,7 +21,8 @@ class Delivery:
     counts the tries before it that failed; `last_try`: the time for trying is over.
 
     `taken_at`, of `time.monotonic`, is before it was taken: TAKEN_SECONDS later others take the sender for dead.
-    `replaces` is the platform's id of the message that showed this part as it grew. `metadata` is the reply's.
+    `replaces` is the platform's id of the message that showed this part as it grew. `text`, `attachments` and
+    `metadata` are those of the whole reply.
     """
 
     conversation_id: ConversationId
@@ -30,12 +32,18 @@ class Delivery:
     idempotency_key: UUID
     message_id: MessageId
     address: Address
-    text: str  # of the whole reply
+    text: str
     metadata: Json = field(default_factory=dict[str, Any])
     replaces: str | None = None
+    attachments: Sequence[Attachment] = ()
     failures: int = 0
     last_try: bool = False
     taken_at: float = field(default_factory=time.monotonic, compare=False)
+
+    @property
+    def file(self) -> Attachment | None:
+        """The file that this part is; None: it is one of the text."""
+        return file_of(self.part, self.attachments, self.metadata)
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +58,13 @@ class DeliveryResult:
     retry_seconds: float = 0.0
     failure: bool = False
     ends: bool = False
+
+
+def file_of(part: int, attachments: Sequence[Attachment], metadata: Json) -> Attachment | None:
+    """The file of a reply that one of its parts is; None: the part is one of its text. How many of those there are was
+    noted when the reply was stored, since another version may cut a text elsewhere."""
+    texts: int | None = metadata.get("text_parts")
+    return None if texts is None or part <= texts else attachments[part - texts - 1]
 
 
 async def finish_deliveries(database: Database, results: Sequence[DeliveryResult]) -> Sequence[Delivery | None]:
@@ -81,6 +96,12 @@ async def finish_deliveries(database: Database, results: Sequence[DeliveryResult
     return [following.get(result.delivery.conversation_id) for result in results]
 
 
+async def renew(database: Database, delivery: Delivery) -> bool:
+    """Keep a delivery for another TAKEN_SECONDS. False: it is not ours to send any more."""
+    arguments = delivery.conversation_id, delivery.seq, delivery.part, delivery.attempt
+    return await database.fetch_one("renew_delivery", *arguments) is not None
+
+
 async def due_deliveries(
     database: Database,
     accounts: Sequence[tuple[str, str]],
@@ -110,6 +131,7 @@ def _delivery(row: Record, taken_at: float) -> Delivery:
         text=row["content_text"],
         metadata=from_jsonb(row["metadata"]) or {},
         replaces=row["platform_message_id"],
+        attachments=attachments_of(row),
         failures=row["failures"],
         last_try=row["last_try"],
         taken_at=taken_at,

@@ -8,6 +8,7 @@ from uuid import UUID
 
 from chat_bridge.model import (
     Address,
+    Attachment,
     BusyPolicy,
     ConversationId,
     Json,
@@ -19,7 +20,7 @@ from chat_bridge.model import (
     TurnOutcome,
     new_turn_id,
 )
-from chat_bridge.storage.messages import pending_message
+from chat_bridge.storage.messages import files_as_json, pending_message
 from chat_bridge.storage.postgres import Database, Record, Transaction
 from chat_bridge.storage.text import from_jsonb, storable, storable_or_none, to_jsonb
 
@@ -40,7 +41,8 @@ class Wish:
 class Completion:
     """The end of a turn. Without `message_id` nothing is said to the user.
 
-    `parts`: into how many messages the platform splits the text. `preview` is the platform's id of a message that
+    `parts`: in how many messages the platform sends it. `attachments` are its files, each with the id of its content in
+    `contents`. `preview` is the platform's id of a message that
     becomes the first of them. `error_text`: told at most once a minute in a conversation. `session_metadata` is merged
     into the session's.
     """
@@ -58,6 +60,8 @@ class Completion:
     metadata: Json | None = None
     session_metadata: Json | None = None
     preview: str | None = None
+    attachments: Sequence[Attachment] = ()
+    contents: Sequence[UUID] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,6 +151,8 @@ def _columns(completion: Completion) -> tuple[object, ...]:
         to_jsonb(completion.metadata),
         to_jsonb(completion.session_metadata),
         storable_or_none(completion.preview),
+        to_jsonb(files_as_json(completion.attachments)),
+        to_jsonb([str(content) for content in completion.contents]),
     )
 
 

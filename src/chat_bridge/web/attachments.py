@@ -5,12 +5,9 @@ shown by the browser, under a policy that allows nothing; all others are downloa
 """
 
 import asyncio
-import mimetypes
 import re
-import unicodedata
 from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, aclosing
-from pathlib import PurePosixPath
 from typing import Annotated, Any, Literal
 from urllib.parse import quote
 from uuid import UUID
@@ -20,12 +17,12 @@ from fastapi.responses import StreamingResponse
 from pydantic import BaseModel, Field
 from starlette.types import Message, Receive, Scope, Send
 
+from chat_bridge.bridge.keep import file_name
 from chat_bridge.errors import PlaceError
 from chat_bridge.model import Attachment, AttachmentId, ConversationId, StoredMessage, kind_of
 from chat_bridge.platforms import webchat
 from chat_bridge.storage import attachments, messages
 from chat_bridge.storage.attachments import Content, StoredAttachment
-from chat_bridge.storage.text import storable
 from chat_bridge.telemetry import log
 from chat_bridge.web.admission import FILE_RATE, Shares
 from chat_bridge.web.auth import (
@@ -51,9 +48,6 @@ SHOWN = frozenset(
 )
 POLICY = "default-src 'none'; sandbox"
 SEND_SECONDS = 30.0  # that long a reader may be behind FILE_RATE
-LONGEST_NAME = 200
-# They turn the direction of the text that follows: `photo_gpj.exe` is then shown as if it ended in jpg.
-_TURNS = re.compile("[\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 
 Caller = Annotated[Visitor | ApiClient | None, Depends(any_caller)]
 
@@ -75,17 +69,6 @@ class AttachmentView(BaseModel):
     reason: str | None = Field(None, description="Why it can't be had, or not yet.")
     url: str | None = None
     thumbnail_url: str | None = None
-
-
-def plain_name(name: str) -> str | None:
-    """The name of a file without folders, and without signs that can't be seen; cut where it is too long. None if
-    nothing is left."""
-    last = _TURNS.sub("", re.split(r"[/\\]", storable(name))[-1])
-    seen = "".join(sign for sign in last if unicodedata.category(sign) not in ("Cc", "Zl", "Zp")).strip()
-    ending = PurePosixPath(seen).suffix[:20]
-    if len(seen) > LONGEST_NAME:
-        seen = seen[: LONGEST_NAME - len(ending)] + ending
-    return seen if seen.strip(".") else None
 
 
 def files_of(message: StoredMessage) -> Sequence[Attachment]:
@@ -307,9 +290,7 @@ def _headers(used: Used, tag: str) -> dict[str, str]:
 
 def _disposition(file: StoredAttachment, how: str) -> str:
     """RFC 6266: the name in ASCII for the oldest clients, and in full for all others."""
-    mime_type = _content(file).mime_type
-    name = plain_name(file.attachment.name or "")
-    name = name or f"{kind_of(mime_type)}{mimetypes.guess_extension(mime_type) or ''}"
+    name = file_name(file.attachment.name, _content(file).mime_type)
     plain = re.sub(r'[^ -~]|["\\%]', "_", name)
     return f"{how}; filename=\"{plain}\"; filename*=UTF-8''{quote(name, safe='')}"
 

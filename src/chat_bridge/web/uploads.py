@@ -9,7 +9,7 @@ from uuid import UUID
 from fastapi import APIRouter, Query, Request
 from pydantic import BaseModel
 
-from chat_bridge.bridge.keep import NotKeptError, TypeNotTakenError
+from chat_bridge.bridge.keep import NotKeptError, TypeNotTakenError, plain_name
 from chat_bridge.errors import PlaceError, StorageError
 from chat_bridge.model import Attachment, AttachmentId, ConversationId, Seq, kind_of
 from chat_bridge.platforms import webchat
@@ -17,7 +17,6 @@ from chat_bridge.storage import attachments, messages
 from chat_bridge.storage.attachments import Content
 from chat_bridge.telemetry import ATTACHMENT_BYTES, ATTACHMENTS, log
 from chat_bridge.web.admission import Shares
-from chat_bridge.web.attachments import plain_name
 from chat_bridge.web.auth import Caller, ConversationPath, Used, Visitor, caller_address, limit_sending
 from chat_bridge.web.problems import RETRY_SECONDS, Problem, problem_responses
 

@@ -51,8 +51,11 @@ from chat_bridge.platforms.telegram import adapter as module
 from chat_bridge.platforms.telegram import checks
 from chat_bridge.platforms.telegram import poll as poll_module
 from chat_bridge.platforms.telegram.adapter import Telegram
+from chat_bridge.platforms.telegram.files import form_of
 from chat_bridge.platforms.telegram.parse import ALLOWED_UPDATES
 from tests.fake_telegram.client import Chat, FakeTelegram, Message, running_telegram
+from tests.fake_telegram.media import picture
+from tests.platforms.contract import outbound
 from tests.platforms.telegram.test_bot_api import http, refusal, serving, unused_port
 from tests.telegram_clients import bot_api_schema
 
@@ -630,6 +633,74 @@ async def test_a_reply_quotes_and_stays_in_its_topic(fake: Fake) -> None:
     answer, gone = await asked.chat.replies()
     assert (answer.body["message_thread_id"], answer.reply_to) == (topic, asked.id)
     assert (gone.body["message_thread_id"], gone.reply_to) == (topic, None)
+
+
+async def test_a_file_quotes_and_stays_in_its_topic(fake: Fake) -> None:
+    asked = await ask_in_topic(fake)
+    chat, topic = asked.chat.id, asked.body["message_thread_id"]
+    file = outbound("text/plain", b"a text", name="a.txt")
+    async with connected(fake) as telegram:
+        await telegram.send(part(chat, "", thread=str(topic), reply_to=str(asked.id), file=file))
+    (answer,) = await asked.chat.replies()
+    assert (answer.body["message_thread_id"], answer.reply_to) == (topic, asked.id)
+    assert await answer.content() == b"a text"
+
+
+async def test_a_file_beyond_the_limit_is_not_even_sent(fake: Fake) -> None:
+    file = replace(outbound("text/plain", b""), size=50 * 2**20 + 1)
+    async with connected(fake) as telegram:
+        result = await telegram.send(part(fake.linh.id, "", file=file))
+    assert result == Refused("the file has 52428801 bytes, and Telegram takes 52428800 from a bot")
+    assert await methods(fake) == []
+
+
+@pytest.mark.parametrize(
+    ("mime_type", "more", "method"),
+    [
+        ("image/png", {"width": 5000, "height": 5000}, "sendPhoto"),
+        ("image/png", {"width": 5001, "height": 5000}, "sendDocument"),
+        ("image/png", {"width": 2000, "height": 100}, "sendPhoto"),
+        ("image/png", {"width": 99, "height": 2000}, "sendDocument"),
+        ("image/png", {"width": 99, "height": 99, "size": 10 * 2**20 + 1}, "sendDocument"),
+        ("image/png", {}, "sendDocument"),  # nobody could look into it
+        ("image/gif", {"width": 99, "height": 99}, "sendDocument"),
+        ("audio/ogg", {}, "sendVoice"),
+        ("audio/mpeg", {}, "sendAudio"),
+        ("video/mp4", {}, "sendVideo"),
+        ("video/webm", {}, "sendDocument"),
+    ],
+)
+def test_a_file_is_sent_as_what_it_is(mime_type: str, more: dict[str, int], method: str) -> None:
+    assert form_of(replace(outbound(mime_type, b"x"), **more)).method == method
+
+
+@pytest.mark.parametrize("description", ["chat not found", "not enough rights to send documents to the chat"])
+async def test_a_photo_that_is_refused_for_good_is_refused_as_a_document_too(fake: Fake, description: str) -> None:
+    for method in ("sendPhoto", "sendDocument"):
+        await fake.fault(method, "bad_request", description=description)
+    file = outbound("image/png", picture(8, 8), width=8, height=8)
+    async with connected(fake) as telegram:
+        result = await telegram.send(part(fake.linh.id, "", file=file))
+    assert isinstance(result, Refused)
+    assert result.scope == ("conversation" if "not found" in description else "part")
+    assert await methods(fake) == ["sendPhoto", "sendDocument"]
+
+
+@pytest.mark.parametrize(("whole", "maybe_sent"), [(False, False), (True, True)])
+async def test_an_upload_that_breaks_off_was_surely_not_sent(whole: bool, maybe_sent: bool) -> None:
+    async def take(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await (reader.readuntil(b"\r\n0\r\n\r\n") if whole else reader.readuntil(b"\r\n\r\n"))
+        writer.transport.abort()
+
+    server = await asyncio.start_server(take, "127.0.0.1", 0, limit=2**20)
+    url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    telegram = Telegram(token=TOKEN, api_base_url=url, webhook_url=None, webhook_secret=None, polling=True)
+    async with server:
+        file = outbound("text/plain", bytes(1000) if whole else bytes(20 * 2**20))
+        result = await telegram.send(part(USER, "", file=file))
+        await telegram.aclose()
+    assert isinstance(result, RetryLater)
+    assert result.maybe_sent is maybe_sent
 
 
 async def test_a_button_that_telegram_would_refuse_is_left_out(fake: Fake) -> None:

@@ -158,7 +158,7 @@ async def test_everything_that_people_send(
     chat: Chat, bridge: BridgeProcess, media: str, text: str, answer: str
 ) -> None:
     await chat.say(text, media=media, name="report.pdf" if media == "document" else None, content=b"x" * 10)
-    (reply,) = await chat.until_replies(1)
+    (reply,) = await chat.until_said(1)
     assert reply.text.startswith(answer)
     (sent, _) = await until_stored(bridge, chat, 2)
     files = media in ("photo", "document", "voice", "sticker")
@@ -171,7 +171,7 @@ async def test_an_album_is_one_message(database: str) -> None:
         chat = await telegram.private(await telegram.user("Lan"))
         for number in range(3):
             await chat.say("three pictures" if number == 0 else "", media="photo", album="77", content=b"jpeg")
-        (reply,) = await chat.until_replies(1)
+        (reply,) = await chat.until_said(1)
         assert reply.text == "three pictures\n[image]\n[image]\n[image]"
         question, _ = await until_stored(bridge, chat, 2)
         assert len(question["attachments"]) == 3

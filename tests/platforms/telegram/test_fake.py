@@ -2,7 +2,9 @@
 libraries can tell no difference."""
 
 import asyncio
+import base64
 import hashlib
+import io
 import random
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
@@ -609,6 +611,47 @@ async def test_libraries_fetch_every_kind_of_file(telegram: FakeTelegram, chat: 
     finally:
         bot.cancel()
         await asyncio.wait([bot])
+
+
+@pytest.mark.parametrize("script", ["aiogram_bot.py", "ptb_bot.py"])
+async def test_libraries_send_every_kind_of_file(telegram: FakeTelegram, chat: Chat, script: str) -> None:
+    bot = asyncio.create_task(run_client(script, telegram.base_url, telegram.token))
+    try:
+        small, oblong = picture(64, 48), picture(2101, 100)
+        for content in (small, oblong, b"no picture"):
+            await chat.say(f"media {base64.b64encode(content).decode()}")
+        replies = await chat.until_replies(12)
+        await chat.say("stop")
+        await bot
+    finally:
+        bot.cancel()
+        await asyncio.wait([bot])
+    by_kind = {kind: [one for one in replies if kind in one.body] for kind in ("photo", "voice", "audio", "video")}
+    (photo,) = by_kind.pop("photo")
+    assert (photo.body["photo"][0]["width"], photo.body["photo"][0]["height"]) == (64, 48)
+    assert await photo.content() == small
+    for messages in by_kind.values():
+        assert [await message.content() for message in messages] == [small, oblong, b"no picture"]
+    assert by_kind["audio"][0].body["audio"]["file_name"] == "a.mp3"
+    assert by_kind["video"][0].body["video"]["file_name"] == "é b.mp4"
+    refused = [reply.text for reply in replies if "text" in reply.body]
+    assert refused == ["Bad Request: PHOTO_INVALID_DIMENSIONS", "Bad Request: IMAGE_PROCESS_FAILED"]
+
+
+async def test_files_have_limits(telegram: FakeTelegram, chat: Chat) -> None:
+    async def refusal(method: str, field: str, content: bytes) -> tuple[int, str]:
+        form = aiohttp.FormData({"chat_id": str(chat.id)})
+        form.add_field(field, io.BytesIO(content), filename="a")
+        url = f"{telegram.base_url}/bot{telegram.token}/{method}"
+        async with aiohttp.ClientSession() as http, http.post(url, data=form) as response:
+            return response.status, (await response.json())["description"]
+
+    status, reason = await refusal("sendPhoto", "photo", picture(8, 8) + bytes(10 * 2**20))
+    assert status == 400
+    assert "too big for a photo" in reason
+    assert await refusal("sendDocument", "document", bytes(50 * 2**20 + 1)) == (413, "Request Entity Too Large")
+    assert await refusal("sendDocument", "document", b"") == (400, "Bad Request: file must be non-empty")
+    assert await chat.replies() == []
 
 
 @pytest.mark.parametrize("script", ["aiogram_bot.py", "ptb_bot.py"])

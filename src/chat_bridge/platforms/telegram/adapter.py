@@ -23,6 +23,7 @@ from chat_bridge.platforms.contract import (
     Moved,
     NotAuthenticError,
     NotReadyError,
+    OutboundFile,
     OutboundPart,
     Platform,
     Refused,
@@ -38,7 +39,7 @@ from chat_bridge.platforms.contract import (
 from chat_bridge.platforms.rich_text import Rendered, Span, SpanKind, rich_parts, utf16_ranges
 from chat_bridge.platforms.telegram.api import REFUSED, BotApi, BotApiError, CallRefusedError, fields, refuses_token
 from chat_bridge.platforms.telegram.checks import check, host_of
-from chat_bridge.platforms.telegram.files import download
+from chat_bridge.platforms.telegram.files import DOCUMENT, LARGEST_FILE, download, form_of
 from chat_bridge.platforms.telegram.parse import ALLOWED_UPDATES, Bot, parse_body
 from chat_bridge.platforms.telegram.poll import poll
 from chat_bridge.telemetry import log
@@ -68,6 +69,7 @@ MOST_CONNECTIONS = 100  # chats that Telegram tells of at once; within a chat it
 
 CALL_SECONDS = 15.0
 EXTRA_SECONDS = 5.0  # for calls that nothing depends on
+UPLOAD_SECONDS = 100.0
 TRY_SECONDS = (25.0, 6.0, 6.0, 6.0)  # a send and its simpler forms: under 45 s in all, for a refusal comes quickly
 PRIVATE_PAUSE = 1.1
 GROUP_PAUSE = 3.1  # 20 messages a minute are allowed
@@ -120,6 +122,7 @@ class Telegram(Platform):
         min_edit_interval=PRIVATE_PAUSE,
         typing_seconds=4.0,
         buttons=True,
+        files="part",
         groups=True,
         threads=True,
         webhook=True,
@@ -197,6 +200,8 @@ class Telegram(Platform):
         if wait := self._quiet_seconds(part.address):
             return RetryAfter(wait, "Telegram wants us to wait with this chat")
         self._pace(part.address)
+        if part.file is not None:
+            return await self._send_file(part, part.file)
         form = _Form(edit=part.replaces is not None, formatted=True, quote=True)
         for seconds in TRY_SECONDS:
             try:
@@ -204,7 +209,7 @@ class Telegram(Platform):
             except BotApiError as error:
                 simpler = _simpler(form, error)
                 if simpler is None:
-                    return self._result(part.address, error, form)
+                    return self._result(part.address, error, edit=form.edit)
                 form = simpler
         raise AssertionError("each simpler form gives one of three things up")
 
@@ -308,6 +313,24 @@ class Telegram(Platform):
             if not await self._api.call("getMyCommands", {}, seconds=EXTRA_SECONDS):
                 await asyncio.gather(*(self._try("setMyCommands", parameters) for parameters in _command_lists()))
 
+    async def _send_file(self, part: OutboundPart, file: OutboundFile) -> SendResult:
+        """Send a file as what it is, or as a document if Telegram does not take it as that."""
+        if file.size > LARGEST_FILE:
+            return Refused(f"the file has {file.size} bytes, and Telegram takes {LARGEST_FILE} from a bot")
+        parameters = _place(part.address)
+        if part.reply_to is not None:
+            parameters["reply_parameters"] = _quote(part.reply_to)
+        form = form_of(file)
+        while True:
+            try:
+                sent = await self._api.upload(form.method, parameters, form.field, file, seconds=UPLOAD_SECONDS)
+                return Sent(_message_id(sent))
+            except BotApiError as error:
+                if form == DOCUMENT or not _refuses_form(error):
+                    return self._result(part.address, error)
+                log.info("telegram.file_as_document", method=form.method, reason=str(error))
+                form = DOCUMENT
+
     async def _send(self, part: OutboundPart, form: _Form, seconds: float) -> Sent:
         parameters = _body(part.content if form.formatted else Rendered(part.content.text))
         if keyboard := _keyboard(part):
@@ -326,10 +349,10 @@ class Telegram(Platform):
             parameters["reply_parameters"] = _quote(part.reply_to)
         return Sent(_message_id(await self._api.call("sendMessage", parameters, seconds=seconds)))
 
-    def _result(self, address: Address, error: BotApiError, form: _Form) -> SendResult:
+    def _result(self, address: Address, error: BotApiError, *, edit: bool = False) -> SendResult:
         """What a failed send means for the delivery."""
         if not isinstance(error, CallRefusedError):
-            return RetryLater(str(error), maybe_sent=error.maybe_done and not form.edit)
+            return RetryLater(str(error), maybe_sent=error.maybe_done and not edit)
         if error.migrate_to_chat_id is not None:
             return Moved(str(error.migrate_to_chat_id))
         if error.retry_after is not None:
@@ -430,6 +453,11 @@ def _is_barred(error: CallRefusedError) -> bool:
 
 def _is_not_editable(error: CallRefusedError) -> bool:
     return error.says("message to edit not found", "message can't be edited", "message_id_invalid")
+
+
+def _refuses_form(error: BotApiError) -> bool:
+    """Whether another form of the same file may be taken. If it was not about the form, the same answer comes again."""
+    return isinstance(error, CallRefusedError) and error.status in (400, 413) and error.migrate_to_chat_id is None
 
 
 def _simpler(form: _Form, error: BotApiError) -> _Form | None:

@@ -4,6 +4,7 @@ The bot's token is part of every URL. So no error of the HTTP client leaves this
 reason in our own words, or Telegram's description without the token.
 """
 
+import asyncio
 import json
 import re
 from collections.abc import AsyncGenerator, Mapping
@@ -15,6 +16,7 @@ from urllib.parse import quote
 import aiohttp
 
 from chat_bridge.errors import ChatBridgeError
+from chat_bridge.platforms.contract import OutboundFile
 
 REFUSED = "Telegram refuses TELEGRAM_BOT_TOKEN: copy it again from @BotFather"
 CONNECT_SECONDS = 10.0
@@ -68,7 +70,32 @@ class BotApi:
 
     async def call(self, method: str, parameters: Mapping[str, Any], *, seconds: float) -> Any:
         """What the method returns. Raises CallRefusedError, and CallFailedError at the latest after so many seconds."""
-        status, body = await self._post(method, parameters, seconds)
+        return self._result(*await self._post(method, seconds, json=parameters))
+
+    async def upload(
+        self, method: str, parameters: Mapping[str, Any], field: str, file: OutboundFile, *, seconds: float
+    ) -> Any:
+        """The same with a file, as multipart/form-data; the parameters are numbers and objects. Without the end of the
+        file Telegram does nothing."""
+        form = aiohttp.FormData(quote_fields=False)  # Telegram takes names as they are, in UTF-8
+        for name, value in parameters.items():
+            form.add_field(name, json.dumps(value))
+        ended = False
+
+        async def pieces() -> AsyncGenerator[bytes]:
+            nonlocal ended
+            file.content.seek(0)
+            while piece := await asyncio.to_thread(file.content.read, PIECE_BYTES):
+                yield piece
+            ended = True
+
+        form.add_field(field, pieces(), filename=file.name, content_type=file.mime_type)
+        try:
+            return self._result(*await self._post(method, seconds, data=form))
+        except CallFailedError as error:
+            raise CallFailedError(str(error), maybe_done=error.maybe_done and ended) from None
+
+    def _result(self, status: int, body: bytes) -> Any:
         try:
             answer: object = json.loads(body)
         except (ValueError, RecursionError):
@@ -119,13 +146,13 @@ class BotApi:
             await self._session.close()
             self._session = None
 
-    async def _post(self, method: str, parameters: Mapping[str, Any], seconds: float) -> tuple[int, bytes]:
+    async def _post(self, method: str, seconds: float, **body: Any) -> tuple[int, bytes]:
         """Status and body. What is raised here has no cause, for that would know the URL."""
         # Without a connection by then it is certain that nothing was sent.
         timeout = aiohttp.ClientTimeout(total=seconds, connect=min(CONNECT_SECONDS, seconds / 2))
         try:
             async with self._client().post(
-                f"{self._url}/{method}", json=parameters, timeout=timeout, allow_redirects=False
+                f"{self._url}/{method}", timeout=timeout, allow_redirects=False, **body
             ) as response:
                 if date := response.headers.get("Date"):
                     self._dated = date, datetime.now(UTC)

@@ -1,15 +1,57 @@
-"""The files that people send: where they are, their bytes, and what it means when Telegram gives none."""
+"""Files. Those that people send: where they are, their bytes, and what it means when Telegram gives none. Those that
+people are sent: as what."""
 
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
+from dataclasses import dataclass
 
 from chat_bridge.model import Attachment
-from chat_bridge.platforms.contract import NoFileError
+from chat_bridge.platforms.contract import NoFileError, OutboundFile
 from chat_bridge.platforms.telegram.api import BotApi, BotApiError, CallRefusedError, fields, refuses_token
 
 ASK_SECONDS = 15.0
 NOT_NOW = "Telegram does not give it at the moment"
 NEVER = "Telegram does not give it"
+
+LARGEST_PHOTO = 10 * 2**20
+LARGEST_FILE = 50 * 2**20  # that a bot may upload
+LONGEST_SIDES = 10_000  # of a photo, in pixels: width and height together
+MOST_OBLONG = 20  # of a photo: one side by the other
+
+
+@dataclass(frozen=True, slots=True)
+class Form:
+    """As what a file is sent: by which method, and in which of its fields."""
+
+    method: str
+    field: str
+
+
+DOCUMENT = Form("sendDocument", "document")  # takes everything, and shows a name
+_FORMS = {
+    "audio/ogg": Form("sendVoice", "voice"),
+    "audio/mpeg": Form("sendAudio", "audio"),
+    "audio/mp4": Form("sendAudio", "audio"),
+    "audio/x-m4a": Form("sendAudio", "audio"),
+    "video/mp4": Form("sendVideo", "video"),
+}
+
+
+def form_of(file: OutboundFile) -> Form:
+    """As what Telegram shows a file best."""
+    if file.mime_type in ("image/jpeg", "image/png", "image/webp"):
+        return Form("sendPhoto", "photo") if _is_photo(file) else DOCUMENT
+    return _FORMS.get(file.mime_type, DOCUMENT)
+
+
+def _is_photo(file: OutboundFile) -> bool:
+    """Whether an image is within the limits of photos."""
+    width, height = file.width or 0, file.height or 0
+    return (
+        file.size <= LARGEST_PHOTO
+        and 0 < width + height <= LONGEST_SIDES
+        and max(width, height) <= MOST_OBLONG * min(width, height)
+    )
 
 
 async def download(api: BotApi, attachment: Attachment) -> AsyncGenerator[bytes]:

@@ -254,7 +254,8 @@ where m.id = $1;
 
 -- name: replies_of_turn
 -- The replies a turn wrote, with their deliveries; they follow the turn's own messages.
-select m.id, m.seq, m.content_type, m.created_at, d.part, d.status, d.attempts, d.sent_at, d.platform_message_id, d.error
+select m.id, m.seq, m.content_type, m.created_at, m.attachments, m.metadata, d.part, d.status, d.attempts, d.sent_at,
+  d.platform_message_id, d.error
 from messages m
 left join deliveries d on d.conversation_id = m.conversation_id and d.seq = m.seq
 where m.conversation_id = $1 and m.turn_id = $2 and m.seq >= $3

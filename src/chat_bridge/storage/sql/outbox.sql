@@ -47,7 +47,7 @@ with input as (
 )
 select
   t.conversation_id, t.seq, t.part, t.attempts, t.failures, t.last_try, t.idempotency_key, t.platform_message_id,
-  s.platform, s.account, s.platform_conversation_id, s.thread, m.id, m.content_text, m.metadata
+  s.platform, s.account, s.platform_conversation_id, s.thread, m.id, m.content_text, m.attachments, m.metadata
 from taken t
 join messages m on m.conversation_id = t.conversation_id and m.seq = t.seq
 join sessions s on s.conversation_id = m.conversation_id and s.id = m.session_id;
@@ -60,7 +60,7 @@ join sessions s on s.conversation_id = m.conversation_id and s.id = m.session_id
 -- it is put off until after that.
 with due as materialized (
   select d.conversation_id, d.seq, d.part, s.platform, s.account, s.platform_conversation_id, s.thread,
-    m.id, m.content_text, m.metadata, d.status, before.next_attempt_at as not_before,
+    m.id, m.content_text, m.attachments, m.metadata, d.status, before.next_attempt_at as not_before,
     d.status = 'sending' as left_behind,
     case
       when before.next_attempt_at is not null then d.status
@@ -111,4 +111,12 @@ from first f
 where d.conversation_id = f.conversation_id and d.seq = f.seq and d.part = f.part
 returning d.conversation_id, d.seq, d.part, d.status, d.attempts, d.failures,
   d.give_up_at < clock_timestamp() as last_try, d.idempotency_key, d.platform_message_id, f.platform, f.account,
-  f.platform_conversation_id, f.thread, f.id, f.content_text, f.metadata, f.not_before;
+  f.platform_conversation_id, f.thread, f.id, f.content_text, f.attachments, f.metadata,
+  f.not_before;
+
+-- name: renew_delivery
+-- A sender is still at it. Not returned: somebody else has the delivery by now.
+update deliveries
+set next_attempt_at = clock_timestamp() + interval '30 seconds'
+where conversation_id = $1 and seq = $2 and part = $3 and attempts = $4 and status = 'sending'
+returning part;

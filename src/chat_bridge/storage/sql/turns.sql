@@ -87,17 +87,17 @@ from unnest($1::uuid[], $2::bigint[]) as i (conversation_id, seq)
 join messages m on m.conversation_id = i.conversation_id and m.seq = i.seq;
 
 -- name: complete
--- End turns: fence by the running row, store the reply and its outbox rows, move the session's cursor. A row that is
--- not returned was not ours any more, and nothing was written for it.
+-- End turns: fence by the running row, store the reply with its files and its outbox rows, move the session's cursor. A
+-- row that is not returned was not ours any more, and nothing was written for it.
 -- Locks sessions first and turns then, each in the order of conversation_id, as every statement does: no deadlocks.
 with input as (
   select *
   from unnest(
     $1::uuid[], $2::uuid[], $3::text[], $4::text[], $5::text[], $6::text[], $7::text[], $8::uuid[], $9::text[],
-    $10::text[], $11::integer[], $12::boolean[], $13::text[], $14::text[], $15::text[]
+    $10::text[], $11::integer[], $12::boolean[], $13::text[], $14::text[], $15::text[], $16::text[], $17::text[]
   ) as i (
     conversation_id, turn_id, status, outcome, error, agent_request_id, usage, message_id, content_text,
-    content_type, parts, error_text, metadata, session_metadata, preview
+    content_type, parts, error_text, metadata, session_metadata, preview, attachments, contents
   )
 ), held as materialized (
   -- `finished_at is null` says what `status = 'running'` says, but keeps the planner off the index on running turns,
@@ -143,13 +143,37 @@ with input as (
 ), reply as (
   insert into messages (
     conversation_id, seq, id, session_id, turn_id, direction, status, content_type, content_text,
-    agent_request_id, metadata
+    agent_request_id, attachments, metadata
   )
   select
     s.conversation_id, s.seq, s.message_id, s.session_id, s.turn_id, 'outbound', 'stored', s.content_type,
-    s.content_text, s.agent_request_id, s.metadata::jsonb
+    s.content_text, s.agent_request_id, s.attachments::jsonb, s.metadata::jsonb
   from session s
   where s.tell
+), file as materialized (
+  select s.conversation_id, s.seq, f.told, (s.contents::jsonb ->> (f.nth::integer - 1))::uuid as content_id
+  from session s
+  cross join lateral jsonb_array_elements(s.attachments::jsonb) with ordinality as f (told, nth)
+  where s.tell
+), kept as materialized (
+  select c.id
+  from contents c
+  where c.id = any (array(select f.content_id from file f)) and c.status <> 'deleting'
+  order by c.id
+  for update
+), content as (
+  update contents c
+  set status = 'stored', unused_since = null
+  where c.id = any (array(select k.id from kept k))
+), files as (
+  -- A content that was kept more than an hour ago, by a turn as long as that, may be gone.
+  insert into attachments (conversation_id, key, seq, told, status, content_id, error)
+  select
+    f.conversation_id, sha256(convert_to(f.told ->> 'ref', 'UTF8')), f.seq, f.told,
+    case when k.id is null then 'failed' else 'stored' end, k.id,
+    case when k.id is null then 'it is not kept any more' end
+  from file f
+  left join kept k on k.id = f.content_id
 ), outbox as (
   -- Our worker sends the first part now, unless an earlier reply is still on its way: one that we see, or a notice that
   -- was stored while we waited for the session. A part that waits is looked at soon, for the sender of the one before it
