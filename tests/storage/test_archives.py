@@ -19,7 +19,7 @@ from chat_bridge.storage import archives, attachments, messages, sessions
 from chat_bridge.storage.archive_format import ArchiveError
 from chat_bridge.storage.blobs import Blobs, open_blobs
 from chat_bridge.storage.places import open_place
-from chat_bridge.storage.postgres import Database
+from chat_bridge.storage.postgres import Database, Transaction
 from chat_bridge.storage.sessions import SessionFilter
 from chat_bridge.storage.store import Store
 from chat_bridge.storage.story import tell_story
@@ -512,6 +512,42 @@ async def test_what_a_killed_process_left_half_written_goes_with_its_archive(dat
             await it.later(25)
             await it.run()
         assert (await it.statuses(), it.objects()) == ([], set())
+
+
+async def test_a_session_that_comes_back_while_a_page_is_read_is_not_missed(
+    database: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with desk(database, tmp_path) as it:
+        session = await it.old_talk()
+        await it.run()
+        await it.talk(turns=1)
+        fetch = Transaction.fetch
+
+        async def late(self: Transaction, query: str, *arguments: object) -> Any:
+            if query == "archived_between":
+                assert await archives.restore(it.database, archives.Shelf(it.blobs), session) == 6
+            return await fetch(self, query, *arguments)
+
+        monkeypatch.setattr(Transaction, "fetch", late)
+        assert [each.seq for each in await it.transcripts.history(CHAT.id)] == list(range(1, 9))
+
+
+async def test_no_session_moves_into_an_archive_that_was_given_up(
+    database: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with desk(database, tmp_path) as it:
+        session = await it.old_talk()
+        move_in = archives.move_in
+
+        async def too_late(*arguments: Any) -> Any:
+            await it.execute("update archives set status = 'deleting'")
+            return await move_in(*arguments)
+
+        monkeypatch.setattr(archives, "move_in", too_late)
+        assert await it.run() == Done(0, 0)
+        monkeypatch.undo()
+        assert (await it.state(session), len(await it.rows("select from messages"))) == ("closed", 6)
+        assert await it.run() == Done(1, 6)
 
 
 async def test_what_nobody_has_any_more_is_deleted_but_not_while_it_may_be_read(database: str, tmp_path: Path) -> None:
