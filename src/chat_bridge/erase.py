@@ -17,7 +17,7 @@ from chat_bridge.upkeep.erasure import Eraser, Plan
 async def erase(eraser: Eraser, kind: Kind, of: Json, *, sure: bool, backups: str | None) -> None:
     """Show what there is, ask, erase it, and print the receipt. Raises ChatBridgeError."""
     plan = await eraser.look(kind, of)
-    if not (plan.sessions or plan.messages or plan.people):
+    if not (plan.sessions or plan.messages or plan.people or plan.archived):
         raise ChatBridgeError("there is nothing to erase: look at the id once more")
     print(_planned(plan))
     if not sure and not typer.confirm("Erase it for good?"):
@@ -65,6 +65,8 @@ def _planned(plan: Plan) -> str:
     parts = [counted(len(plan.sessions), "session")]
     if plan.messages:
         parts.append(f"{counted(len(plan.messages), 'message')} in {counted(len(plan.shared), 'session')} with others")
+    if plan.archived:
+        parts.append(counted(len(plan.archived), "archived session"))
     if plan.people:
         parts.append("the name of the person")
     return f"{', '.join(parts)}, and what belongs to them"

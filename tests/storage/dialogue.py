@@ -170,7 +170,12 @@ async def deadlocks(dsn: str) -> int:
 NEVER = {
     "a session counts its messages wrongly": """
         select s.id from sessions s where s.message_count <>
-          (select count(*) from messages m where m.conversation_id = s.conversation_id and m.session_id = s.id)""",
+          (select count(*) from messages m where m.conversation_id = s.conversation_id and m.session_id = s.id)
+          + (select coalesce(sum(a.messages), 0) from archived_sessions a
+            where a.conversation_id = s.conversation_id and a.session_id = s.id)""",
+    "a session is in an archive and is not": """
+        select s.id from sessions s where (s.status = 'archived') <> exists
+          (select from archived_sessions a where a.conversation_id = s.conversation_id and a.session_id = s.id)""",
     "a message has no session": """
         select m.id from messages m where not exists
           (select from sessions s where s.conversation_id = m.conversation_id and s.id = m.session_id)""",

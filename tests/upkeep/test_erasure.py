@@ -8,18 +8,25 @@ from typing import Any
 from uuid import UUID
 
 import pytest
+import zstandard
 
 from chat_bridge.agents.contract import AgentError
 from chat_bridge.agents.echo import EchoAgent
 from chat_bridge.bridge.keep import Keeper, Rules
-from chat_bridge.errors import PlaceError
+from chat_bridge.errors import PlaceError, StorageError
 from chat_bridge.model import Address, Attachment, TurnOutcome, User
+from chat_bridge.policies import load_policies
+from chat_bridge.settings import load_settings
 from chat_bridge.storage import attachments, erasure, retention, sessions
 from chat_bridge.storage.blobs import Blobs, open_blobs
 from chat_bridge.storage.erasure import Erasure
 from chat_bridge.storage.redis import Hot
 from chat_bridge.storage.store import Store
+from chat_bridge.storage.transcripts import Transcripts
+from chat_bridge.upkeep.ages import Ages
+from chat_bridge.upkeep.archive import Archiver
 from chat_bridge.upkeep.erasure import LEDGER, Eraser, HeldError
+from chat_bridge.upkeep.retention import Retention
 from tests.observe import rows
 from tests.storage.dialogue import (
     CHAT,
@@ -82,7 +89,7 @@ class Bench:
         return sorted(
             path.relative_to(self.folder).as_posix()
             for path in self.folder.rglob("*")
-            if path.is_file() and not path.relative_to(self.folder).as_posix().startswith(LEDGER)
+            if path.is_file() and path.relative_to(self.folder).parts[0] == "attachments"
         )
 
     def ledger(self) -> str:
@@ -416,9 +423,136 @@ async def copied(dsn: str) -> Mapping[str, Sequence[Mapping[str, Any]]]:
 
 
 async def put_back(connection: Any, backup: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
-    for table, kept in backup.items():
-        await connection.execute(f'delete from "{table}"')
+    await connection.execute(f"truncate {', '.join(backup)}")
+    for table, kept in sorted(backup.items(), key=lambda item: item[0] != "sessions"):  # others refer to these
         if kept:
             await connection.copy_records_to_table(
                 table, columns=list(kept[0]), records=[tuple(row.values()) for row in kept]
             )
+
+
+async def archived(it: Bench, dsn: str) -> None:
+    """All closed sessions go into an archive."""
+    async with looking(dsn) as connection:
+        await connection.execute("update deliveries set status = 'sent'")
+        await connection.execute(
+            "update sessions set created_at = created_at - interval '40 days', "
+            "last_activity = last_activity - interval '40 days' where status = 'closed'"
+        )
+    assert (await Archiver(it.store, it.blobs, Ages(30), pause_seconds=0).once()) is not None
+
+
+async def close(it: Bench, to: Address) -> None:
+    assert await sessions.close_session(it.store.database, (await session_of(it.store, to)).id)
+
+
+def packed(it: Bench) -> str:
+    """What all archives hold."""
+    files = [path for path in (it.folder / "archives").rglob("*") if path.is_file()]
+    return "".join(
+        zstandard.ZstdDecompressor().stream_reader(path.read_bytes(), read_across_frames=True).read().decode()
+        for path in files
+    )
+
+
+async def test_archives_are_written_anew_without_it(any_database: str, tmp_path: Path) -> None:
+    async with bench(any_database, tmp_path) as it:
+        await it.talk("secret one", file=b"1")
+        await it.talk("of Bob", to=chat("bob"), user=BOB)
+        await it.talk("of Bob", to=GROUP, user=BOB, group=True)
+        await it.talk("a secret", to=GROUP, group=True)
+        for place in (CHAT, chat("bob"), GROUP):
+            await close(it, place)
+        await archived(it, any_database)
+        assert all(trace in packed(it) for trace in ("secret one", "a secret", "of Bob"))
+        backup = await copied(any_database)
+        objects = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+        assert (await it.eraser.look("user", PERSON)).archived
+        done = await it.erase()
+        assert done.finished_at is not None
+        assert done.receipt == {"sessions": 1, "messages": 4, "files": 1, "people": 1, "threads": 2}
+        assert await traces(any_database) == []
+        assert "secret" not in packed(it)
+        assert "of Bob" in packed(it)
+        history = Transcripts(it.store.database, it.blobs).history
+        assert [message.text for message in await history(chat("bob").id)] == ["of Bob", "about of Bob"]
+        assert [message.text for message in await history(GROUP.id)] == ["of Bob", "about of Bob", "", ""]
+        await assert_consistent(any_database)
+
+        # A backup of the database and of the bucket comes back; the ledger stays.
+        async with looking(any_database) as connection:
+            await put_back(connection, backup)
+        for path, data in objects.items():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(data)
+        (again,) = await it.eraser.reapply()
+        assert again.finished_at is not None
+        assert await traces(any_database) == []
+        assert [message.text for message in await history(GROUP.id)] == ["of Bob", "about of Bob", "", ""]
+        assert not [path for path in objects if "archives" in path.parts and path.exists()]
+
+
+async def test_an_archive_that_cant_be_read_is_told(any_database: str, tmp_path: Path) -> None:
+    async with bench(any_database, tmp_path) as it:
+        await it.talk("secret one")
+        await close(it, CHAT)
+        await archived(it, any_database)
+        (path,) = (path for path in (tmp_path / "archives").rglob("*") if path.is_file())
+        kept = path.read_bytes()
+        path.write_bytes(kept[:-1])
+        with pytest.raises(StorageError, match=r"damaged|can't be read"):
+            await it.erase()
+        path.write_bytes(kept)
+        (waiting,) = await erasure.unfinished(it.store.database)
+        assert (await Eraser(it.store, it.hot, it.blobs, it.agent).carry_out(waiting)).receipt["messages"] == 2
+
+
+async def test_what_is_on_hold_is_not_archived_and_what_is_archived_may_be_held(
+    any_database: str, tmp_path: Path
+) -> None:
+    async with bench(any_database, tmp_path) as it:
+        await it.talk("kept")
+        await close(it, CHAT)
+        await retention.hold(it.store.database, CHAT.id, "a dispute")
+        await archived(it, any_database)
+        assert len(await texts(it.store, CHAT)) == 2
+        await retention.lift_hold(it.store.database, CHAT.id)
+        await archived(it, any_database)
+        assert await texts(it.store, CHAT) == []
+        await retention.hold(it.store.database, CHAT.id, "a dispute")
+        with pytest.raises(HeldError):
+            await it.erase()
+        with pytest.raises(HeldError):
+            await it.erase("conversation", {"conversation": str(CHAT.id)})
+
+
+async def test_archived_sessions_expire(any_database: str, tmp_path: Path) -> None:
+    rules = load_policies(load_settings({"RETENTION_DAYS": "60"}, dotenv=None))
+    async with bench(any_database, tmp_path) as it:
+        await it.talk("old", file=b"1")
+        await close(it, CHAT)
+        await it.talk("of Bob", to=chat("bob"), user=BOB, file=b"2")
+        await close(it, chat("bob"))
+        await archived(it, any_database)
+        await it.talk("new")
+        await retention.hold(it.store.database, chat("bob").id, "a dispute")
+        assert (await Retention(it.store.database, rules, None, "test").once()).messages.total() == 0
+        async with looking(any_database) as connection:
+            await connection.execute(
+                "update sessions set last_activity = last_activity - interval '30 days' where status = 'archived'"
+            )
+        plan = await Retention(it.store.database, rules, None, "test").plan()
+        effect = await Retention(it.store.database, rules, None, "test").once()
+        assert plan.messages == effect.messages == {"all others": 2}
+        assert (effect.sessions, effect.files.total()) == (1, 1)
+        history = Transcripts(it.store.database, it.blobs).history
+        assert [message.text for message in await history(CHAT.id)] == ["new", "about new"]
+        assert len(await history(chat("bob").id)) == 2
+        await Archiver(it.store, it.blobs, Ages(None), pause_seconds=0).once()
+        assert len(await history(chat("bob").id)) == 2
+        async with looking(any_database) as connection:
+            await connection.execute("update archives set changed_at = changed_at - interval '2 hours'")
+        await Archiver(it.store, it.blobs, Ages(None), pause_seconds=0).once()
+        assert "old" not in packed(it)
+        assert "of Bob" in packed(it)
+    await assert_consistent(any_database)

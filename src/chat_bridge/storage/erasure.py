@@ -35,7 +35,8 @@ class Erasure:
 @dataclass(frozen=True, slots=True)
 class Found:
     """A session that has something of what is to be erased: all of it (`alone`), or single messages, and perhaps who
-    began it (`begun`). `held`: it is on legal hold. `resource` owns what the agent remembers of it."""
+    began it (`begun`). `held`: it is on legal hold. `archived`: what is in it is not known yet. `resource` owns what
+    the agent remembers of it."""
 
     conversation_id: ConversationId
     id: SessionId
@@ -43,6 +44,7 @@ class Found:
     alone: bool
     begun: bool
     held: bool
+    archived: bool
 
 
 class Place(NamedTuple):
@@ -213,6 +215,24 @@ async def erase_people(database: Database, keys: Sequence[UserKey]) -> int:
     return len(await database.fetch("erase_people", *columns))
 
 
+async def archived_with_ids(
+    database: Database, ids: Sequence[SessionId]
+) -> Sequence[tuple[ConversationId, SessionId, bool]]:
+    """Those of these sessions that are archived, and whether they are on legal hold."""
+    rows = await database.fetch("archived_with_ids", ids)
+    return [(row["conversation_id"], row["id"], row["held"]) for row in rows]
+
+
+async def archives_of(database: Database, sessions: Sequence[SessionId]) -> Sequence[UUID]:
+    """The archives that have something of these sessions."""
+    return [row["archive_id"] for row in await database.fetch("archives_of_sessions", sessions)]
+
+
+async def remaining_archives(database: Database, archives: Sequence[UUID]) -> Sequence[UUID]:
+    """Of these archives, those that are not deleted yet."""
+    return [row["id"] for row in await database.fetch("there_are_archives", archives)]
+
+
 async def contents_in(database: Database, conversations: Sequence[ConversationId]) -> Sequence[UUID]:
     """What the files of these conversations consist of: their contents may be unused afterwards."""
     return [row["content_id"] for row in await database.fetch("contents_in", conversations)]
@@ -231,7 +251,9 @@ async def undeleted(database: Database, contents: Sequence[UUID]) -> Sequence[UU
 def _found(row: Record) -> Found:
     owner = row["user_id"] or row["platform_conversation_id"]
     resource = row["resource"] or f"{row['platform']}:{row['account']}:{owner}"
-    return Found(row["conversation_id"], row["id"], resource, row["alone"], bool(row["begun"]), row["held"])
+    return Found(
+        row["conversation_id"], row["id"], resource, row["alone"], bool(row["begun"]), row["held"], row["archived"]
+    )
 
 
 def _person(row: Record) -> Person:

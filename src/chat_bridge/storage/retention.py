@@ -6,6 +6,7 @@ from datetime import datetime
 from uuid import UUID
 
 from chat_bridge.model import Address, ConversationId
+from chat_bridge.storage import archives
 from chat_bridge.storage.postgres import Database, Record
 from chat_bridge.storage.text import storable
 
@@ -17,7 +18,8 @@ Moments = Mapping[ConversationId, datetime]
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A conversation, with what its policy depends on. `oldest`: when its oldest message came; None: it has none."""
+    """A conversation, with what its policy depends on. `oldest`: when its oldest message came, but for those that are
+    `archived`; None: it has none."""
 
     conversation_id: ConversationId
     platform: str
@@ -25,6 +27,7 @@ class Candidate:
     group: bool
     oldest: datetime | None
     held: bool
+    archived: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +44,15 @@ async def conversations_after(database: Database, last: ConversationId, limit: i
     """A page of conversations, in the order of their ids."""
     rows = await database.fetch("conversations_after", last, limit)
     return [
-        Candidate(row["conversation_id"], row["platform"], row["account"], row["is_group"], row["oldest"], row["held"])
+        Candidate(
+            row["conversation_id"],
+            row["platform"],
+            row["account"],
+            row["is_group"],
+            row["oldest"],
+            row["held"],
+            row["archived"],
+        )
         for row in rows
     ]
 
@@ -57,6 +68,28 @@ async def drop_empty_sessions(database: Database, old: Moments) -> Sequence[Conv
     """Delete sessions of which nothing is left; the conversations they were of, one for each."""
     rows = await database.fetch("drop_empty_sessions", *_columns(old))
     return [row["conversation_id"] for row in rows]
+
+
+async def expire_archives(database: Database, old: Moments, limit: int) -> tuple[Sequence[ConversationId], int, int]:
+    """Delete archived sessions that are too old, at most so many: the conversations they were of, one for each, and how
+    many messages and files went. Their objects are written anew without them, or deleted, by the archiver."""
+    async with database.transaction() as transaction:
+        rows = await transaction.fetch("lock_expired_archives", *_columns(old), limit)
+        if not rows:
+            return [], 0, 0
+        keys = [row["conversation_id"] for row in rows], [row["id"] for row in rows]
+        (counts,) = await transaction.fetch("expire_archived_files", *keys)
+        for where in dict.fromkeys(keys[0]):
+            await archives.forget(transaction, where, [row["id"] for row in rows if row["conversation_id"] == where])
+        gone = await transaction.fetch("delete_archived_sessions", *keys)
+        return [row["conversation_id"] for row in gone], counts["messages"], counts["files"]
+
+
+async def count_expired_archives(database: Database, conversation: ConversationId, moment: datetime) -> int:
+    """How many messages those sessions have."""
+    row = await database.fetch_one("count_expired_archives", conversation, moment)
+    assert row is not None
+    return row["messages"]
 
 
 async def expire_attachments(database: Database, old: Moments, limit: int, reason: str) -> int:

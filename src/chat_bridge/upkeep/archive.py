@@ -188,6 +188,14 @@ class Archiver:
                     log.error("archive.not_settled", archive=str(row["id"]), status=row["status"], reason=str(error))
             place = rows[-1]["created_at"], rows[-1]["id"]
 
+    async def purge(self, archive: UUID) -> None:
+        """Write an archive anew without what no session has of it any more, and delete the old object at once, even
+        if somebody is reading it. Raises StorageError, PlaceError."""
+        for _ in ("writing it anew", "deleting it"):
+            for row in await archives.list_archives(self._database, archive):
+                if row["status"] in ("partial", "deleting"):
+                    await self._settle(row)
+
     async def _settle(self, row: Record) -> None:
         archive: UUID = row["id"]
         if row["status"] == "deleting":

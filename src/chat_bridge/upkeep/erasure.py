@@ -19,13 +19,16 @@ from uuid_utils.compat import uuid7
 from chat_bridge.agents.contract import Agent, AgentError
 from chat_bridge.errors import ChatBridgeError, PlaceError, StorageError
 from chat_bridge.model import ConversationId, Json, SessionId
-from chat_bridge.storage import erasure, leases, sessions
+from chat_bridge.storage import archives, erasure, leases, sessions
+from chat_bridge.storage.archives import Shelf
 from chat_bridge.storage.blobs import Blobs
 from chat_bridge.storage.erasure import Counts, Erasure, Found, Kind, Person, Place
 from chat_bridge.storage.redis import Hot
 from chat_bridge.storage.retention import UserKey
 from chat_bridge.storage.store import Store
 from chat_bridge.telemetry import log
+from chat_bridge.upkeep.ages import Ages
+from chat_bridge.upkeep.archive import Archiver
 from chat_bridge.upkeep.cleanup import Cleanup
 
 LEDGER = "erasures/"
@@ -38,12 +41,14 @@ NEWEST = 2**63 - 1
 
 @dataclass(slots=True)
 class Plan:
-    """What there is to be erased: sessions as a whole, messages in sessions with others, people."""
+    """What there is to be erased: sessions as a whole, messages in sessions with others, people. What is in `archived`
+    sessions is known when they have their rows again."""
 
     sessions: list[Found] = field(default_factory=list[Found])
     shared: list[Found] = field(default_factory=list[Found])
     messages: list[Place] = field(default_factory=list[Place])
     people: Sequence[Person] = ()
+    archived: list[SessionId] = field(default_factory=list[SessionId])
 
 
 class HeldError(ChatBridgeError):
@@ -58,6 +63,7 @@ class Eraser:
         self._database = store.database
         self._hot = hot
         self._blobs = blobs
+        self._shelf = Shelf(blobs)
         self._agent = agent
         self._owner = f"{store.owner}:{uuid7()}"
         self._wanted = asyncio.Event()
@@ -100,9 +106,10 @@ class Eraser:
         plan = Plan()
         async for page in self._sessions(kind, of):
             for found in page:
-                if found.held:
-                    raise HeldError(f"conversation {found.conversation_id} is on legal hold: lift that first")
-                if found.alone:
+                _require_free(found.conversation_id, held=found.held)
+                if found.archived:
+                    plan.archived.append(found.id)
+                elif found.alone:
                     plan.sessions.append(found)
                 else:
                     messages = await erasure.messages_of_person(self._database, found, of["user"])
@@ -112,6 +119,10 @@ class Eraser:
         if kind == "user":
             known = await erasure.person(self._database, of["platform"], of.get("account"), of["user"])
             plan.people = [person for person, _ in known]
+            for where, session, held in await self._archived_with(of):
+                _require_free(where, held=held)
+                plan.archived.append(session)
+        plan.archived = list(dict.fromkeys(plan.archived))
         return plan
 
     async def carry_out(self, wanted: Erasure) -> Erasure:
@@ -125,6 +136,10 @@ class Eraser:
             left["threads"], reason = await self._forget(wanted.id, threads)
             if left["threads"]:
                 reasons.append(f"what the agent remembers of {len(left['threads'])} sessions: {reason}")
+        if packed := left.get("archives"):
+            left["archives"] = await self._purge([UUID(each) for each in packed])
+            if left["archives"]:
+                reasons.append(f"{len(left['archives'])} archives in object storage")
         if contents := left.get("contents"):
             left["contents"] = await self._delete_objects([UUID(each) for each in contents])
             if left["contents"]:
@@ -165,6 +180,12 @@ class Eraser:
     async def _erase_rows(self, wanted: Erasure, target: dict[str, Any]) -> dict[str, Any]:
         """Delete from PostgreSQL and Redis; what is left to do elsewhere."""
         plan = await self.look(wanted.kind, target["of"])
+        if plan.archived:
+            packed = [str(each) for each in await erasure.archives_of(self._database, plan.archived)]
+            target = {**target, "archives": [*target.get("archives", []), *packed]}
+            await erasure.aim(self._database, wanted.id, target, {})
+            await self._unpack(plan.archived)
+            plan = await self.look(wanted.kind, target["of"])
         await self._write_ledger(wanted, plan)
         # What the agent knows of the owner goes with the last of its sessions, and not with one of many.
         owned = wanted.kind != "session"
@@ -174,6 +195,7 @@ class Eraser:
         left = {
             "threads": [*target.get("threads", []), *threads],
             "contents": [*target.get("contents", []), *contents],
+            "archives": target.get("archives", []),
         }
         # Before the rows go, from which this could be known again.
         await erasure.aim(self._database, wanted.id, {**target, **left}, {})
@@ -183,6 +205,33 @@ class Eraser:
         async for counts in self._erase_found(whole, begun, plan.messages, people):
             await erasure.note(self._database, wanted.id, counts)
         return left
+
+    async def _archived_with(self, of: Json) -> Sequence[tuple[ConversationId, SessionId, bool]]:
+        """Archived sessions in which somebody wrote, and whether they are on hold. Every archive is read."""
+        found: dict[SessionId, None] = {}
+        for archive in await archives.list_archives(self._database):
+            if archive["status"] not in ("partial", "stored"):
+                continue
+            for stretch in await archives.blocks_of(self._database, archive["id"]):
+                block = await self._shelf.read(stretch)
+                theirs = {row["session"] for row in block["messages"] if row["sender_id"] == of["user"]}
+                for nth, session in enumerate(block["sessions"]):
+                    place = session["platform"] == of["platform"] and of.get("account") in (None, session["account"])
+                    if place and nth in theirs:
+                        found[session["id"]] = None
+        return await erasure.archived_with_ids(self._database, list(found))
+
+    async def _unpack(self, sessions_: Sequence[SessionId]) -> None:
+        """Give archived sessions their rows again."""
+        for session in sessions_:
+            await archives.restore(self._database, self._shelf, session)
+
+    async def _purge(self, packed: Sequence[UUID]) -> list[str]:
+        """Write archives anew without what was erased; those whose objects are still there."""
+        archiver = Archiver(self._store, self._blobs, Ages(None))
+        for archive in packed:
+            await archiver.purge(archive)
+        return [str(each) for each in await erasure.remaining_archives(self._database, packed)]
 
     async def _contents(self, conversations: Sequence[ConversationId]) -> list[str]:
         return [str(each) for each in await erasure.contents_in(self._database, conversations)]
@@ -213,6 +262,7 @@ class Eraser:
         """In several files if there is much."""
         ids = {
             "sessions": [str(each.id) for each in plan.sessions],
+            "shared": [str(each.id) for each in plan.shared],
             "begun": [str(each.id) for each in plan.shared if each.begun],
             "messages": [str(each.id) for each in plan.messages],
             "people": [each.digest for each in plan.people],
@@ -223,10 +273,13 @@ class Eraser:
             await self._blobs.write(f"{LEDGER}{wanted.id}/{uuid4()}.json", io.BytesIO(json.dumps(entry).encode()))
 
     async def _erase_again(self, wanted: UUID, entries: Sequence[Mapping[str, Any]]) -> Erasure:
-        names = [UUID(each) for entry in entries for each in entry["sessions"]]
+        names = [SessionId(UUID(each)) for entry in entries for each in entry["sessions"]]
         begun = [SessionId(UUID(each)) for entry in entries for each in entry["begun"]]
         ids = [UUID(each) for entry in entries for each in entry["messages"]]
         digests = {each for entry in entries for each in entry["people"]}
+        shared = [SessionId(UUID(each)) for entry in entries for each in entry["shared"]]
+        packed = await erasure.archives_of(self._database, [*names, *shared])
+        await self._unpack([*names, *shared])
         whole = await erasure.sessions_with_ids(self._database, names)
         messages = await erasure.messages_with_ids(self._database, ids)
         people = await erasure.people_with_digests(self._database, digests)
@@ -236,7 +289,11 @@ class Eraser:
         async for more in self._erase_found(whole, begun, messages, people):
             counts.add(more)
         # On record only now: until then it is begun anew.
-        left = {"threads": [[str(each), None] for each in names], "contents": contents}
+        left = {
+            "threads": [[str(each), None] for each in names],
+            "contents": contents,
+            "archives": [str(each) for each in packed],
+        }
         again = await erasure.begin(self._database, wanted, entries[0]["kind"], left)
         await erasure.note(self._database, wanted, counts)
         return await self.carry_out(again)
@@ -258,3 +315,8 @@ class Eraser:
         await erasure.doom(self._database, contents)
         await Cleanup(self._store, self._blobs).once()
         return [str(each) for each in await erasure.undeleted(self._database, contents)]
+
+
+def _require_free(conversation: ConversationId, *, held: bool) -> None:
+    if held:
+        raise HeldError(f"conversation {conversation} is on legal hold: lift that first")

@@ -12,6 +12,7 @@ from typing import TypeVar
 from uuid_utils.compat import uuid7
 
 from chat_bridge.errors import StorageError
+from chat_bridge.model import ConversationId
 from chat_bridge.policies import Lifetime, Policies
 from chat_bridge.storage import leases, retention
 from chat_bridge.storage.postgres import Database
@@ -26,6 +27,7 @@ PAGE = 200
 AT_ONCE = 20  # conversations in a piece
 OF_EACH = 100  # messages of each of them
 FILES_AT_ONCE = 500
+ARCHIVED_AT_ONCE = 100  # sessions
 PAUSE = 4  # times what a piece took: the disks and the cores are for those who talk
 
 T = TypeVar("T")
@@ -104,6 +106,8 @@ class Retention:
                     messages, size = await retention.count_expired(self._database, {where: moments[0]})
                     effect.messages[name] += messages
                     effect.message_bytes[name] += size
+                if moments[0] is not None and candidate.archived:
+                    effect.messages[name] += await retention.count_expired_archives(self._database, where, moments[0])
                 files, size = await retention.count_expired_attachments(self._database, where, moments[1], moments[0])
                 effect.files[name] += files
                 effect.file_bytes[name] += size
@@ -126,7 +130,8 @@ class Retention:
         old = {
             each.conversation_id: moment
             for each, lifetime in free
-            if (moment := _moment(now, lifetime.messages)) is not None and (each.oldest is None or each.oldest < moment)
+            if (moment := _moment(now, lifetime.messages)) is not None
+            and (each.oldest is None or each.oldest < moment or each.archived)
         }
         for piece in _pieces(old):
             left: Moments = piece
@@ -135,7 +140,8 @@ class Retention:
                 self._count(effect, policy, gone.values(), files)
                 tell(effect)
                 left = {where: piece[where] for where, messages in gone.items() if messages >= OF_EACH}
-            await self._drop_sessions(piece, effect)
+            await self._drop_archives(policy, piece, effect, tell)
+            await self._drop_sessions(await self._piece(retention.drop_empty_sessions(self._database, piece)), effect)
         of_files = {
             each.conversation_id: moment
             for each, lifetime in free
@@ -150,8 +156,18 @@ class Retention:
                 self._count(effect, policy, (), files)
                 tell(effect)
 
-    async def _drop_sessions(self, old: Moments, effect: Effect) -> None:
-        dropped = await self._piece(retention.drop_empty_sessions(self._database, old))
+    async def _drop_archives(self, policy: str, old: Moments, effect: Effect, tell: Tell) -> None:
+        while True:
+            dropped, messages, files = await self._piece(
+                retention.expire_archives(self._database, old, ARCHIVED_AT_ONCE)
+            )
+            if not dropped:
+                return
+            self._count(effect, policy, [messages], files)
+            await self._drop_sessions(dropped, effect)
+            tell(effect)
+
+    async def _drop_sessions(self, dropped: Sequence[ConversationId], effect: Effect) -> None:
         effect.sessions += len(dropped)
         EXPIRED.labels("sessions").inc(len(dropped))
         if self._hot is not None:

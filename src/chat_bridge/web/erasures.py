@@ -96,7 +96,7 @@ async def erase(wanted: NewErasure, used: Used) -> ErasureView:
         plan = await used.eraser.look(kind, of)
     except HeldError as error:
         raise Problem(409, f"{error}.") from error
-    if not plan.sessions:
+    if not (plan.sessions or plan.archived):
         raise Problem(404, f"There is no {kind} with this id.")
     return ErasureView.of(await used.eraser.begin(kind, of))
 

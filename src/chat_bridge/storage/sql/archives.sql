@@ -13,6 +13,7 @@ where s.status = 'closed' and (s.created_at, s.id) > ($2, $3::uuid) and s.create
     select from attachments a
     where a.conversation_id = s.conversation_id and a.status = 'waiting' and a.seq is not null
   )
+  and not exists (select from holds h where h.conversation_id = s.conversation_id)
 order by s.created_at, s.id
 limit $4;
 
@@ -92,7 +93,7 @@ select id from archives where id = $1 and status = 'partial' for share;
 select s.conversation_id, s.id, s.next_seq
 from unnest($1::uuid[], $2::uuid[]) as i (conversation_id, id)
 join sessions s on s.conversation_id = i.conversation_id and s.id = i.id
-where s.status = 'closed'
+where s.status = 'closed' and not exists (select from holds h where h.conversation_id = s.conversation_id)
 order by s.conversation_id, s.id
 for update of s;
 

@@ -64,7 +64,7 @@ with wrote as materialized (
   group by m.conversation_id, m.session_id
 )
 select s.conversation_id, s.id, s.platform, s.account, s.platform_conversation_id, s.thread, s.user_id,
-  s.metadata ->> 'resource' as resource, not coalesce(w.others, false) as alone, s.user_id = $2 as begun,
+  s.metadata ->> 'resource' as resource, not coalesce(w.others, false) as alone, s.user_id = $2 as begun, s.status = 'archived' as archived,
   exists (select from holds h where h.conversation_id = s.conversation_id) as held
 from sessions s
 left join wrote w on w.conversation_id = s.conversation_id and w.session_id = s.id
@@ -75,7 +75,7 @@ order by s.conversation_id, s.id;
 -- name: sessions_of_conversation
 -- All sessions of a conversation, those too that it had under an id of before, or ($2) one of them.
 select s.conversation_id, s.id, s.platform, s.account, s.platform_conversation_id, s.thread, s.user_id,
-  s.metadata ->> 'resource' as resource, true as alone, true as begun,
+  s.metadata ->> 'resource' as resource, true as alone, true as begun, s.status = 'archived' as archived,
   exists (select from holds h where h.conversation_id = s.conversation_id) as held
 from (
   select distinct platform, account, platform_conversation_id, thread from sessions where conversation_id = $1
@@ -112,6 +112,24 @@ from unnest($1::uuid[]) as i (id)
 cross join lateral (select n.id, n.conversation_id, n.seq, n.metadata from messages n where n.id = i.id limit 1) m
 where not coalesce(m.metadata ? 'erased', false)
 order by m.conversation_id, m.seq;
+
+-- name: archives_of_sessions
+-- Which archives have something of these sessions.
+select distinct p.archive_id
+from unnest($1::uuid[]) as i (id)
+join sessions s on s.id = i.id
+join archived_sessions p on p.conversation_id = s.conversation_id and p.session_id = s.id;
+
+-- name: archived_with_ids
+-- Those of these sessions that are archived.
+select s.conversation_id, s.id, exists (select from holds h where h.conversation_id = s.conversation_id) as held
+from sessions s
+where s.id = any ($1::uuid[]) and s.status = 'archived'
+order by s.conversation_id, s.id;
+
+-- name: there_are_archives
+-- Which of these archives are not deleted yet.
+select id from archives where id = any ($1::uuid[]);
 
 -- name: sessions_with_ids
 -- Sessions with these ids, of those that there are.

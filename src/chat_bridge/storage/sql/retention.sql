@@ -4,7 +4,8 @@ with page as materialized (
   select distinct s.conversation_id from sessions s where s.conversation_id > $1 order by s.conversation_id limit $2
 )
 select p.conversation_id, s.platform, s.account, coalesce(first.metadata ? 'group', false) as is_group,
-  oldest.created_at as oldest, exists (select from holds h where h.conversation_id = p.conversation_id) as held
+  oldest.created_at as oldest, exists (select from holds h where h.conversation_id = p.conversation_id) as held,
+  exists (select from archived_sessions a where a.conversation_id = p.conversation_id) as archived
 from page p
 cross join lateral (
   select s.platform, s.account from sessions s where s.conversation_id = p.conversation_id limit 1
@@ -163,6 +164,56 @@ delete from sessions s
 using dead d
 where s.conversation_id = d.conversation_id and s.id = d.id
 returning s.conversation_id;
+
+-- name: lock_expired_archives
+-- Hold archived sessions of conversations ($1) in which nothing happened since a moment ($2), at most $3.
+select s.conversation_id, s.id
+from unnest($1::uuid[], $2::timestamptz[]) as i (conversation_id, moment)
+join sessions s on s.conversation_id = i.conversation_id
+where s.status = 'archived' and s.last_activity < i.moment
+  and not exists (select from holds h where h.conversation_id = s.conversation_id)
+order by s.conversation_id, s.id
+limit $3
+for update of s;
+
+-- name: expire_archived_files
+-- The files of archived sessions go with them, as far as no message of a later session has them; how many those are, and
+-- how many messages.
+with ranges as materialized (
+  select p.conversation_id, p.session_id, min(p.first_seq) as first_seq, max(p.last_seq) as last_seq,
+    sum(p.messages) as messages
+  from unnest($1::uuid[], $2::uuid[]) as i (conversation_id, session_id)
+  join archived_sessions p on p.conversation_id = i.conversation_id and p.session_id = i.session_id
+  where p.messages > 0
+  group by p.conversation_id, p.session_id
+), gone as (
+  delete from attachments a
+  using ranges r
+  where a.conversation_id = r.conversation_id and a.seq between r.first_seq and r.last_seq
+  returning a.content_id
+), left_over as materialized (
+  select c.id from contents c where c.id in (select content_id from gone) order by c.id for update
+), unused as (
+  update contents c
+  set unused_since = clock_timestamp()
+  from left_over l
+  where c.id = l.id and c.unused_since is null
+)
+select (select count(*) from gone) as files, coalesce(sum(messages), 0)::bigint as messages from ranges;
+
+-- name: delete_archived_sessions
+-- Run when no archive names them any more.
+delete from sessions s
+using unnest($1::uuid[], $2::uuid[]) as i (conversation_id, id)
+where s.conversation_id = i.conversation_id and s.id = i.id and s.status = 'archived'
+returning s.conversation_id;
+
+-- name: count_expired_archives
+-- How many messages of a conversation are in archived sessions in which nothing happened since a moment.
+select coalesce(sum(p.messages), 0)::bigint as messages
+from sessions s
+join archived_sessions p on p.conversation_id = s.conversation_id and p.session_id = s.id
+where s.conversation_id = $1 and s.status = 'archived' and s.last_activity < $2;
 
 -- name: expire_attachments
 -- Files of conversations ($1) that were kept since before a moment ($2), at most $3: their bytes go, their messages stay.
