@@ -1,5 +1,5 @@
 """The command line: `chat-bridge serve | doctor | migrate | config | explain | dlq | backup | archive | import |
-export | search | search-index | retention | hold | erase | version`."""
+export | export-person | search | search-index | retention | hold | erase | version`."""
 
 import asyncio
 import signal
@@ -16,7 +16,7 @@ from uuid import UUID
 
 import typer
 
-from chat_bridge import archive, dlq, erase, retention, search
+from chat_bridge import archive, dlq, erase, person, retention, search
 from chat_bridge.backup.manifest import BackupError, Manifest
 from chat_bridge.backup.restore import restore, verify
 from chat_bridge.backup.vault import Vault, open_vault
@@ -303,6 +303,18 @@ def export_sessions(
     _run(_export(load_settings(), wanted, form, output))
 
 
+@cli.command("export-person")
+def export_person(
+    platform: Annotated[str, typer.Argument(metavar="PLATFORM")],
+    user: Annotated[str, typer.Argument(metavar="USER", help="The platform's id of the person.")],
+    output: Annotated[Path, typer.Option("--output", help="A new file, such as ada.zip.")],
+    account: Annotated[str | None, typer.Option("--account", help="Only on this account.")] = None,
+) -> None:
+    """Write all that is kept of a person into a ZIP: what they wrote, the answers, their files and their name."""
+    of = {"platform": platform, "user": user} | ({"account": account} if account else {})
+    _run(_with_eraser(load_settings(), partial(_export_person, of=of, output=output)))
+
+
 @cli.command("search")
 def search_messages(
     query: Annotated[str, typer.Argument(help="""All of these: word, prefix*, "a phrase", and -not this.""")],
@@ -571,6 +583,17 @@ async def _on_database(settings: Settings, work: Callable[[Database, str], Await
     ):
         (await schema_state(dsn)).require_usable()
         await work(database, dsn)
+
+
+async def _export_person(eraser: Eraser, of: Mapping[str, str], output: Path) -> None:
+    progress = Progress(sys.stderr)
+    done = await person.export_person(eraser, of, output, progress.count)
+    progress.end()
+    print(
+        f"{counted(done.messages, 'message')} of {counted(done.sessions, 'session')} and {counted(done.files, 'file')} "
+        "written"
+    )
+    print("\n".join(f"not there: {each}" for each in done.missing), end="\n" if done.missing else "")
 
 
 def _erase(kind: Erasable, of: Mapping[str, str], sure: bool) -> None:

@@ -19,6 +19,7 @@ async def erase(eraser: Eraser, kind: Kind, of: Json, *, sure: bool, backups: st
     plan = await eraser.look(kind, of)
     if not (plan.sessions or plan.messages or plan.people or plan.archived):
         raise ChatBridgeError("there is nothing to erase: look at the id once more")
+    plan.require_free()
     print(_planned(plan))
     if not sure and not typer.confirm("Erase it for good?"):
         raise ChatBridgeError("nothing was erased")

@@ -262,8 +262,8 @@ async def test_what_is_on_hold_is_not_erased(any_database: str, tmp_path: Path) 
         await it.talk("secret")
         await it.talk("secret", to=chat("held"))
         await retention.hold(it.store.database, chat("held").id, "a dispute")
-        with pytest.raises(HeldError, match="legal hold: lift that first"):
-            await it.eraser.look("user", PERSON)
+        with pytest.raises(HeldError, match=f"on legal hold: {chat('held').id}. Lift that first"):
+            (await it.eraser.look("user", PERSON)).require_free()
         with pytest.raises(HeldError):
             await it.erase()
         assert len(await texts(it.store, CHAT)) == 2, "nothing of it"

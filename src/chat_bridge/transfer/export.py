@@ -33,7 +33,7 @@ async def export(
     numbers on the way. Archives are read from `blobs`. Raises ChatBridgeError; then there is no new file."""
     transcripts = Transcripts(database, blobs)
     count = messages = 0
-    with _opened(output, form) as file, WRITERS[form](file) as writer:
+    with opened(output, form) as file, WRITERS[form](file) as writer:
         async for session in _sessions(database, wanted):
             messages += await _export(transcripts, session, writer)
             count += 1
@@ -52,12 +52,12 @@ async def _export(transcripts: Transcripts, session: Session, writer: Writer) ->
     writer.session(session)
     count = 0
     async for row in transcripts.of_session(session):
-        writer.message(_message(row))
+        writer.message(as_message(row))
         count += 1
     return count
 
 
-def _message(row: Record) -> Message:
+def as_message(row: Record) -> Message:
     """A message as its newest version has it, as the bridge shows it everywhere else."""
     metadata: dict[str, Any] = from_jsonb(row["metadata"]) or {}
     text: str = metadata.get("raw_text", row["content_text"])
@@ -84,7 +84,7 @@ def _message(row: Record) -> Message:
 
 
 @contextmanager
-def _opened(output: Path | None, form: str) -> Generator[BinaryIO]:
+def opened(output: Path | None, form: str) -> Generator[BinaryIO]:
     """The file to write to, under another name until it is complete."""
     if output is None:
         if form == "parquet":

@@ -92,12 +92,13 @@ async def erase(wanted: NewErasure, used: Used) -> ErasureView:
         if wanted.conversation_id is not None
         else ("session", {"session": str(wanted.session_id)})
     )
-    try:
-        plan = await used.eraser.look(kind, of)
-    except HeldError as error:
-        raise Problem(409, f"{error}.") from error
+    plan = await used.eraser.look(kind, of)
     if not (plan.sessions or plan.archived):
         raise Problem(404, f"There is no {kind} with this id.")
+    try:
+        plan.require_free()
+    except HeldError as error:
+        raise Problem(409, f"{error}.") from error
     return ErasureView.of(await used.eraser.begin(kind, of))
 
 
