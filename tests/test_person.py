@@ -50,7 +50,9 @@ async def test_a_person_is_given_their_data(database: str, tmp_path: Path) -> No
             assert (known["platform_user_id"], known["display_name"]) == (ada.conversation, "Ada")
             lines = [json.loads(line) for line in archive.read("messages.jsonl").splitlines()]
             texts = [line["text"] for line in lines if line["type"] == "message"]
-            assert sorted(texts) == sorted(2 * ["from Ada", "from Ada again", "Ada among others"])
+            assert sorted(texts) == sorted(
+                ["from Ada", "from Ada\n[file: letter.txt]", *2 * ["from Ada again", "Ada among others"]]
+            )
             names = [name for name in archive.namelist() if name.startswith("files/")]
             assert len(names) == 2, "what she sent, and what the echo agent gave back"
             for name in names:
