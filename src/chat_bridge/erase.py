@@ -17,13 +17,13 @@ from chat_bridge.upkeep.erasure import Eraser, Plan
 async def erase(eraser: Eraser, kind: Kind, of: Json, *, sure: bool, backups: str | None) -> None:
     """Show what there is, ask, erase it, and print the receipt. Raises ChatBridgeError."""
     plan = await eraser.look(kind, of)
-    if not (plan.sessions or plan.messages or plan.people or plan.archived):
+    if not (plan.sessions or plan.people):
         raise ChatBridgeError("there is nothing to erase: look at the id once more")
     plan.require_free()
     print(_planned(plan))
     if not sure and not typer.confirm("Erase it for good?"):
         raise ChatBridgeError("nothing was erased")
-    done = await eraser.carry_out(await eraser.begin(kind, of))
+    done = await eraser.finish(await eraser.begin(kind, of))
     print("\n".join(receipt(done)))
     if backups is not None:
         print(f"backups in {backups} still have it, until they are removed; after a restore it is erased again")
@@ -63,9 +63,10 @@ def receipt(done: Erasure) -> Sequence[str]:
 
 
 def _planned(plan: Plan) -> str:
-    parts = [counted(len(plan.sessions), "session")]
-    if plan.messages:
-        parts.append(f"{counted(len(plan.messages), 'message')} in {counted(len(plan.shared), 'session')} with others")
+    whole = [each for each in plan.sessions if not each.others and not each.archived]
+    parts = [counted(len(whole), "session")]
+    if plan.shared:
+        parts.append(f"{counted(plan.messages, 'message')} in {counted(len(plan.shared), 'session')} with others")
     if plan.archived:
         parts.append(counted(len(plan.archived), "archived session"))
     if plan.people:

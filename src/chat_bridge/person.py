@@ -3,14 +3,16 @@
 import json
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, cast
 from uuid import UUID
 
 from chat_bridge.errors import ChatBridgeError, PlaceError
-from chat_bridge.model import Attachment, ConversationId, Json, MessageId, Session, SessionId
+from chat_bridge.model import Attachment, ConversationId, Json, Session
 from chat_bridge.storage import attachments, erasure, sessions
 from chat_bridge.storage.blobs import Blobs
+from chat_bridge.storage.erasure import Found
 from chat_bridge.storage.messages import attachment
 from chat_bridge.storage.postgres import Database
 from chat_bridge.storage.transcripts import Transcripts
@@ -40,19 +42,18 @@ async def export_person(eraser: Eraser, of: Json, output: Path, told: Callable[[
     database, blobs = eraser.database, eraser.blobs
     plan = await eraser.look("user", of)
     known = await erasure.person(database, of["platform"], of.get("account"), of["user"])
-    whole = [each.id for each in plan.sessions] + plan.archived
-    if not (whole or plan.messages or known):
+    if not (plan.sessions or known):
         raise ChatBridgeError("nothing is kept of this person: look at the id once more")
     count, messages, files = 0, 0, dict[_File, None]()
     with opened(output, "zip") as file, zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
-        archive.writestr("person.json", json.dumps([facts for _, facts in known], indent=2, ensure_ascii=False))
+        archive.writestr("person.json", json.dumps(known, indent=2, ensure_ascii=False))
         with (
             archive.open("messages.jsonl", "w", force_zip64=True) as lines,
             WRITERS["jsonl"](cast("BinaryIO", lines)) as writer,
         ):
-            picking = _Picking(database, Transcripts(database, blobs), of["user"], {each.id for each in plan.messages})
-            for session in dict.fromkeys([*whole, *(each.id for each in plan.shared)]):
-                number = await picking.write(session, writer, files)
+            picking = _Picking(database, Transcripts(database, blobs), of["user"])
+            for found in plan.sessions:
+                number = await picking.write(found, writer, files)
                 count, messages = count + bool(number), messages + number
                 told(count, messages)
         written, missing = await _write_files(database, blobs, archive, list(files))
@@ -62,22 +63,24 @@ async def export_person(eraser: Eraser, of: Json, output: Path, told: Callable[[
 class _Picking:
     """Picks the messages of a person."""
 
-    def __init__(self, database: Database, transcripts: Transcripts, user: str, ids: set[MessageId]) -> None:
+    def __init__(self, database: Database, transcripts: Transcripts, user: str) -> None:
         self._database = database
         self._transcripts = transcripts
         self._user = user
-        self._ids = ids
 
-    async def write(self, session_id: SessionId, writer: Writer, files: dict[_File, None]) -> int:
+    async def write(self, found: Found, writer: Writer, files: dict[_File, None]) -> int:
         """Write a session with those; how many they are."""
-        session = await sessions.get_session(self._database, session_id)
+        session = await sessions.get_session(self._database, found.id)
         if session is None:
             return 0
         alone = await self._alone(session)
+        where = found.conversation_id, found.id
+        theirs = await erasure.messages_to_blank(self._database, *where, self._user, datetime.now(UTC))
+        ids = {message.id for message in theirs}
         count = 0
         async for row in self._transcripts.of_session(session):
             message = as_message(row)
-            if alone or message.id in self._ids or message.sender_id == self._user:
+            if alone or message.id in ids or message.sender_id == self._user:
                 if not count:
                     writer.session(session)
                 writer.message(message)

@@ -1,8 +1,10 @@
 """Erasure: nothing of what was erased is left anywhere, nothing else is missing, and a restore brings nothing back."""
 
+import asyncio
 import json
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -13,19 +15,19 @@ import zstandard
 from chat_bridge.agents.contract import AgentError
 from chat_bridge.agents.echo import EchoAgent
 from chat_bridge.bridge.keep import Keeper, Rules
-from chat_bridge.errors import PlaceError, StorageError
+from chat_bridge.errors import ChatBridgeError, PlaceError, StorageError
 from chat_bridge.model import Address, Attachment, TurnOutcome, User
 from chat_bridge.policies import load_policies
 from chat_bridge.settings import load_settings
 from chat_bridge.storage import attachments, erasure, retention, sessions
 from chat_bridge.storage.blobs import Blobs, open_blobs
-from chat_bridge.storage.erasure import Erasure
+from chat_bridge.storage.erasure import Erasure, HeldError
 from chat_bridge.storage.redis import Hot
 from chat_bridge.storage.store import Store
 from chat_bridge.storage.transcripts import Transcripts
 from chat_bridge.upkeep.ages import Ages
 from chat_bridge.upkeep.archive import Archiver
-from chat_bridge.upkeep.erasure import LEDGER, Eraser, HeldError
+from chat_bridge.upkeep.erasure import LEDGER, Eraser
 from chat_bridge.upkeep.retention import Retention
 from tests.observe import rows
 from tests.storage.dialogue import (
@@ -556,3 +558,180 @@ async def test_archived_sessions_expire(any_database: str, tmp_path: Path) -> No
         assert "old" not in packed(it)
         assert "of Bob" in packed(it)
     await assert_consistent(any_database)
+
+
+# What goes on meanwhile
+
+
+async def test_in_a_group_the_memory_is_the_groups(database: str, tmp_path: Path) -> None:
+    async with bench(database, tmp_path) as it:
+        await it.talk("of Bob", to=GROUP, user=BOB, group=True)
+        await it.erase("conversation", {"conversation": str(GROUP.id)})
+        assert [resource for _, resource in it.agent.asked] == ["webchat:main:a-group"]
+
+
+async def test_who_joins_in_meanwhile_keeps_what_they_say(
+    database: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with bench(database, tmp_path) as it:
+        await it.talk("a secret", to=GROUP, group=True)
+        begun = await it.eraser.begin("user", PERSON)
+        look = it.eraser.look
+
+        async def slow(*arguments: Any) -> Any:
+            plan = await look(*arguments)
+            if await texts(it.store, GROUP) == ["a secret", "about a secret"]:
+                await it.talk("of Bob", to=GROUP, user=BOB, group=True)
+            return plan
+
+        monkeypatch.setattr(it.eraser, "look", slow)
+        done = await it.eraser.carry_out(begun)
+        assert done.finished_at is not None
+        assert await texts(it.store, GROUP) == ["", "", "of Bob", "about of Bob"]
+        assert await traces(database) == []
+    await assert_consistent(database)
+
+
+async def test_who_comes_back_meanwhile_is_not_meant(database: str, tmp_path: Path) -> None:
+    async with bench(database, tmp_path) as it:
+        await it.talk("a secret")
+        begun = await it.eraser.begin("user", PERSON)
+        await it.talk("back again")
+        await it.eraser.carry_out(begun)
+        assert await texts(it.store, CHAT) == ["", "", "back again", "about back again"]
+        await it.talk("still here")
+        assert [message.seq for message in await it.store.history(CHAT.id)] == [1, 2, 3, 4, 5, 6]
+    await assert_consistent(database)
+
+
+async def test_a_turn_that_has_it_begins_anew_without_it(database: str, tmp_path: Path) -> None:
+    async with bench(database, tmp_path) as it:
+        await it.store.receive(said("of Bob", to=GROUP, user=BOB, group=True))
+        await it.store.receive(said("a secret", to=GROUP, user=EVE, group=True))
+        running = await claimed(it.store, GROUP)
+        await it.erase()
+        assert await it.store.complete(ending(running, "about the secret")) is None
+        turn = await claimed(it.store, GROUP)
+        assert [message.text for message in turn.messages if not message.deleted] == ["of Bob"]
+        await it.store.complete(ending(turn, "about Bob"))
+        assert await traces(database) == []
+    await assert_consistent(database)
+
+
+async def test_what_others_quoted_goes_too(database: str, tmp_path: Path) -> None:
+    quote = {"message_id": "77", "text": "a secret", "author": "Eve Adams", "from_bot": False, "chosen": False}
+    other = {**quote, "message_id": "78", "text": "of Bob", "author": "Bob"}
+    async with bench(database, tmp_path) as it:
+        await it.talk("a secret", to=GROUP, group=True, platform_message_id="77")
+        for each in (quote, other):
+            await it.talk("of Bob", to=GROUP, user=BOB, group=True, metadata={"reply_to": each})
+        async with looking(database) as connection:
+            await connection.execute(
+                """update sessions set metadata = metadata
+                || '{"approval": {"args": "a secret"}, "approval_asked": ["eve-7731"], "summary": "Eve Adams"}'"""
+            )
+        await it.erase()
+        assert await traces(database) == []
+        kept = await rows(
+            database, "select metadata #>> '{reply_to,text}' as text from messages where metadata ? 'reply_to'"
+        )
+        assert {"text": "of Bob"} in kept
+    await assert_consistent(database)
+
+
+async def test_a_hold_that_comes_late_stops_it(database: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with bench(database, tmp_path) as it:
+        await it.talk("a secret")
+        await it.talk("a secret", to=GROUP, group=True)
+        await it.talk("of Bob", to=GROUP, user=BOB, group=True)
+        backup = await copied(database)
+        write = it.eraser._write_ledger
+
+        async def hold(*arguments: Any) -> None:
+            await write(*arguments)
+            for place in (CHAT, GROUP):
+                await retention.hold(it.store.database, place.id, "a dispute")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(it.eraser, "_write_ledger", hold)
+            with pytest.raises(HeldError):
+                await it.erase()
+        assert len(await texts(it.store, CHAT)) == 2
+        assert "" not in await texts(it.store, GROUP)
+        for place in (CHAT, GROUP):
+            await retention.lift_hold(it.store.database, place.id)
+        (waiting,) = await erasure.unfinished(it.store.database)
+        await it.eraser.carry_out(waiting)
+        async with looking(database) as connection:
+            await put_back(connection, backup)
+        await retention.hold(it.store.database, CHAT.id, "a dispute")
+        with pytest.raises(HeldError):
+            await it.eraser.reapply()
+        assert len(await texts(it.store, CHAT)) == 2
+        await retention.lift_hold(it.store.database, CHAT.id)
+        assert len(await it.eraser.reapply()) == 1
+        assert await traces(database) == []
+
+
+async def test_two_at_once_do_it_once(database: str, tmp_path: Path) -> None:
+    async with bench(database, tmp_path) as it:
+        await it.talk("a secret", file=b"1")
+        await it.talk("a secret", to=GROUP, group=True)
+        await it.talk("of Bob", to=GROUP, user=BOB, group=True)
+        begun = await it.eraser.begin("user", PERSON)
+        others = [Eraser(it.store, it.hot, it.blobs, it.agent) for _ in range(3)]
+        receipts = await asyncio.gather(*(each.finish(begun) for each in others))
+        assert len({str(each.receipt) for each in receipts}) == 1
+        assert receipts[0].receipt["messages"] == 4
+        assert len(it.agent.asked) == 2
+
+
+async def test_what_is_no_ledger_does_no_harm(database: str, tmp_path: Path) -> None:
+    async with bench(database, tmp_path) as it:
+        await it.talk("a secret")
+        backup = await copied(database)
+        await it.erase()
+        async with looking(database) as connection:
+            await put_back(connection, backup)
+        (tmp_path / LEDGER / "old.json").write_text("{}")
+        (tmp_path / LEDGER / "00000000-0000-0000-0000-000000000001").mkdir()
+        damaged = tmp_path / LEDGER / "00000000-0000-0000-0000-000000000001" / "x.json"
+        damaged.write_text("")
+        with pytest.raises(ChatBridgeError, match="is no entry of a ledger"):
+            await it.eraser.reapply()
+        assert await traces(database) == [], "the others have their turn"
+        damaged.unlink()
+        assert await it.eraser.reapply() == []
+
+
+async def test_what_came_after_a_restore_stays(database: str, tmp_path: Path) -> None:
+    async with bench(database, tmp_path) as it:
+        await it.talk("a secret")
+        backup = await copied(database)
+        await it.erase()
+        async with looking(database) as connection:
+            await put_back(connection, backup)
+        await it.talk("back again")
+        await it.eraser.reapply()
+        assert await texts(it.store, CHAT) == ["", "", "back again", "about back again"]
+
+
+async def test_seq_goes_on_while_anything_is_left(database: str, tmp_path: Path) -> None:
+    async with bench(database, tmp_path) as it:
+        await it.talk("one")
+        await close(it, CHAT)
+        await it.talk("two")
+        await it.erase("session", {"session": str((await session_of(it.store, CHAT)).id)})
+        await it.talk("three")
+        assert [message.seq for message in await it.store.history(CHAT.id)] == [1, 2, 5, 6]
+    await assert_consistent(database)
+
+
+async def test_what_another_account_noted_stays(database: str, tmp_path: Path) -> None:
+    old, new = Address("webchat", "other", "old-group"), Address("webchat", "other", "new-group")
+    async with bench(database, tmp_path) as it:
+        await it.talk("a secret", to=replace(new, account="main"))
+        await it.talk("of Bob", to=old, user=BOB)
+        await sessions.move(it.store.database, old, new)
+        await it.erase()
+        assert await sessions.moved_to(it.store.database, old) == new

@@ -1,19 +1,28 @@
 """The rows of people, conversations and sessions that are to be erased, and the record of erasures."""
 
-import hashlib
 import json
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Iterable, Sequence
 from dataclasses import dataclass, fields
 from datetime import datetime
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 from uuid import UUID
 
+from chat_bridge.errors import ChatBridgeError
 from chat_bridge.model import ConversationId, Json, MessageId, Seq, SessionId
 from chat_bridge.storage.postgres import Database, Record
 from chat_bridge.storage.retention import FIRST, UserKey
 from chat_bridge.storage.text import from_jsonb, storable, storable_or_none, to_jsonb
 
 Kind = Literal["user", "conversation", "session"]
+
+
+class HeldError(ChatBridgeError):
+    """What is to be erased is on legal hold."""
+
+    def __init__(self, conversations: Iterable[ConversationId]) -> None:
+        names = ", ".join(str(each) for each in sorted(conversations))
+        super().__init__(f"on legal hold: {names}. Lift that first (`chat-bridge hold`)")
+
 
 PAGE = 5000  # sessions
 CONVERSATIONS = 50
@@ -34,24 +43,24 @@ class Erasure:
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """A session that has something of what is to be erased: all of it (`alone`), or single messages, and perhaps who
-    began it (`begun`). `held`: it is on legal hold. `archived`: what is in it is not known yet. `resource` owns what
-    the agent remembers of it."""
+    """A session that has something of what is to be erased. `begun`: also who began it. `held`: it is on legal hold.
+    `archived`: it must get its rows back first. `resource` owns what the agent remembers of it. `others`: somebody else
+    wrote there too."""
 
     conversation_id: ConversationId
     id: SessionId
     resource: str
-    alone: bool
+    others: bool
     begun: bool
     held: bool
     archived: bool
 
 
-class Place(NamedTuple):
-    """Where a message is."""
+@dataclass(frozen=True, slots=True)
+class Message:
+    """A message that is to be erased."""
 
     id: MessageId
-    conversation_id: ConversationId
     seq: Seq
 
 
@@ -70,17 +79,10 @@ class Counts:
             setattr(self, each.name, getattr(self, each.name) + getattr(more, each.name))
 
 
-class Person(NamedTuple):
-    """A person as we know them, of one account. `digest` tells them apart for ever and from nobody: it is made of the
-    moment we first heard of them too, which nothing tells once the row is gone."""
-
-    key: UserKey
-    digest: str
-
-
 async def begin(database: Database, erasure: UUID, kind: Kind, target: Json) -> Erasure:
-    """Note what is to be erased."""
+    """Note what is to be erased. One that is on record already stays as it is."""
     row = await database.fetch_one("begin_erasure", erasure, kind, to_jsonb(target))
+    row = row or await database.fetch_one("erasure", erasure)
     assert row is not None
     return _erasure(row)
 
@@ -114,9 +116,10 @@ async def aim(database: Database, erasure: UUID, target: Json | None, receipt: J
 
 
 async def sessions_of_person(
-    database: Database, platform: str, account: str | None, user: str
+    database: Database, platform: str, account: str | None, user: str, moment: datetime
 ) -> AsyncGenerator[Sequence[Found]]:
-    """The sessions in which somebody wrote, page by page; every message of the platform is looked at."""
+    """The sessions in which somebody wrote before a moment, or which they began, page by page; every message of the
+    platform is looked at."""
     last, person = (FIRST, UUID(int=0)), storable(user)
     conversations: dict[ConversationId, None] = {}
     while page := await database.fetch("sessions_after", *last, PAGE, platform, storable_or_none(account)):
@@ -124,39 +127,54 @@ async def sessions_of_person(
         conversations |= dict.fromkeys(row["conversation_id"] for row in page if row["wanted"])
         while len(conversations) > CONVERSATIONS:
             some = list(conversations)[:CONVERSATIONS]
-            yield [_found(row) for row in await database.fetch("sessions_of_person", some, person)]
+            yield await _with_person(database, some, person, moment)
             for each in some:
                 del conversations[each]
     if conversations:
-        yield [_found(row) for row in await database.fetch("sessions_of_person", list(conversations), person)]
+        yield await _with_person(database, list(conversations), person, moment)
+
+
+async def _with_person(
+    database: Database, conversations: Sequence[ConversationId], person: str, moment: datetime
+) -> Sequence[Found]:
+    wrote = await database.fetch("wrote_in", conversations, person, moment)
+    others = {row["session_id"]: row["others"] for row in wrote}
+    rows = await database.fetch("sessions_with_person", conversations, person, list(others), moment)
+    return [_found(row, others=others.get(row["id"], False)) for row in rows]
 
 
 async def sessions_of_conversation(
-    database: Database, conversation: ConversationId, session: SessionId | None = None
+    database: Database, conversation: ConversationId, moment: datetime, session: SessionId | None = None
 ) -> Sequence[Found]:
-    """All sessions of a conversation, or one of them."""
-    return [_found(row) for row in await database.fetch("sessions_of_conversation", conversation, session)]
+    """All sessions of a conversation that began before a moment, or one of them."""
+    rows = await database.fetch("sessions_of_conversation", conversation, session, moment)
+    return [_found(row, others=False) for row in rows]
 
 
-async def messages_of_person(database: Database, found: Found, user: str) -> Sequence[Place]:
-    """What somebody wrote in a session with others, and the replies to it."""
-    rows = await database.fetch("messages_of_person", found.conversation_id, found.id, storable(user))
-    return [Place(row["id"], row["conversation_id"], row["seq"]) for row in rows]
+async def sessions_with_ids(database: Database, ids: Sequence[SessionId]) -> Sequence[Found]:
+    """These sessions, of those that there are."""
+    return [_found(row, others=False) for row in await database.fetch("sessions_with_ids", ids)]
 
 
-async def messages_with_ids(database: Database, ids: Sequence[UUID]) -> Sequence[Place]:
-    """Where these messages are, of those that there are and that still tell something."""
-    rows = await database.fetch("messages_with_ids", ids)
-    return [Place(row["id"], row["conversation_id"], row["seq"]) for row in rows]
-
-
-async def sessions_with_ids(database: Database, ids: Sequence[UUID]) -> Sequence[tuple[ConversationId, SessionId]]:
-    """Where these sessions are, of those that there are."""
-    return [(row["conversation_id"], row["id"]) for row in await database.fetch("sessions_with_ids", ids)]
+async def close_whole(
+    database: Database, conversation: ConversationId, session: SessionId, person: str | None, moment: datetime
+) -> tuple[bool, Seq | None]:
+    """Whether all of a session is to be erased: nobody but the person wrote there, and nothing came since the moment.
+    Then it is closed; if it was active, its next seq tells which turns are to be stopped. Raises HeldError."""
+    async with database.transaction() as transaction:
+        rows = await transaction.fetch("hold_session", conversation, session)
+        if not rows:
+            return True, None
+        _require_free(rows[0]["held"], conversation)
+        (found,) = await transaction.fetch("others_in_session", conversation, session, storable_or_none(person), moment)
+        if found["others"]:
+            return False, None
+        await transaction.fetch("close_session", session)
+        return True, rows[0]["next_seq"] if rows[0]["active"] else None
 
 
 async def erase_session(database: Database, conversation: ConversationId, session: SessionId) -> Counts:
-    """Delete a closed session with everything in it, in pieces; what went."""
+    """Delete a closed session with everything in it, in pieces; what went. What is on hold stays."""
     counts, last = Counts(), 0
     while True:
         row = await database.fetch_one("erase_messages", conversation, session, last, MESSAGES)
@@ -173,54 +191,62 @@ async def erase_session(database: Database, conversation: ConversationId, sessio
     return counts
 
 
-async def blank(database: Database, places: Sequence[Place]) -> Counts:
-    """Take from single messages what they told, in pieces; what went."""
+async def messages_to_blank(
+    database: Database,
+    conversation: ConversationId,
+    session: SessionId,
+    person: str | None,
+    moment: datetime,
+    ids: Sequence[MessageId] | None = None,
+) -> Sequence[Message]:
+    """What somebody wrote in a session before a moment, and the replies to it; without a person everything, or with ids
+    these."""
+    rows = await database.fetch(
+        "messages_to_blank", conversation, session, storable_or_none(person), moment, None if ids is None else list(ids)
+    )
+    return [Message(row["id"], row["seq"]) for row in rows]
+
+
+async def blank(
+    database: Database,
+    conversation: ConversationId,
+    session: SessionId,
+    person: str | None,
+    messages: Sequence[Message],
+) -> Counts:
+    """Take from single messages of a session what they told, in pieces, and from the session who began it; what went.
+    Raises HeldError."""
     counts = Counts()
-    for start in range(0, len(places), MESSAGES):
-        some = places[start : start + MESSAGES]
-        row = await database.fetch_one(
-            "blank_messages", [place.conversation_id for place in some], [place.seq for place in some]
-        )
-        assert row is not None
+    for start in range(0, max(len(messages), 1), MESSAGES):
+        async with database.transaction() as transaction:
+            rows = await transaction.fetch("hold_session", conversation, session)
+            if not rows:
+                return counts
+            _require_free(rows[0]["held"], conversation)
+            seqs = [message.seq for message in messages[start : start + MESSAGES]]
+            (row,) = await transaction.fetch("blank_messages", conversation, seqs)
+            await transaction.fetch("blank_session", conversation, session, storable_or_none(person))
         counts.messages += row["messages"]
         counts.files += row["files"]
     return counts
 
 
-async def blank_sessions(database: Database, ids: Sequence[SessionId]) -> None:
-    """Forget who began these sessions."""
-    await database.fetch("blank_sessions", ids)
+async def senders_of(database: Database, conversation: ConversationId, messages: Sequence[Message]) -> Sequence[str]:
+    """Who wrote these messages."""
+    rows = await database.fetch("senders_of", conversation, [message.seq for message in messages])
+    return [row["sender_id"] for row in rows]
 
 
-async def person(database: Database, platform: str, account: str | None, user: str) -> Sequence[tuple[Person, Json]]:
+async def person(database: Database, platform: str, account: str | None, user: str) -> Sequence[Json]:
     """What is known of somebody, on each account."""
     rows = await database.fetch("person", platform, storable_or_none(account), storable(user))
-    return [(_person(row), {name: _plain(value) for name, value in row.items()}) for row in rows]
-
-
-async def people_with_digests(database: Database, digests: set[str]) -> Sequence[UserKey]:
-    """Who of all people has one of these digests. Everybody is looked at."""
-    last: UserKey = ("", "", "")
-    found: list[UserKey] = []
-    while digests and (page := await database.fetch("people_after", *last, PAGE)):
-        people = [_person(row) for row in page]
-        last = people[-1].key
-        found += [each.key for each in people if each.digest in digests]
-    return found
+    return [{name: _plain(value) for name, value in row.items()} for row in rows]
 
 
 async def erase_people(database: Database, keys: Sequence[UserKey]) -> int:
     """Forget people; how many there were."""
     columns = ([key[place] for key in keys] for place in range(3))
     return len(await database.fetch("erase_people", *columns))
-
-
-async def archived_with_ids(
-    database: Database, ids: Sequence[SessionId]
-) -> Sequence[tuple[ConversationId, SessionId, bool]]:
-    """Those of these sessions that are archived, and whether they are on legal hold."""
-    rows = await database.fetch("archived_with_ids", ids)
-    return [(row["conversation_id"], row["id"], row["held"]) for row in rows]
 
 
 async def archives_of(database: Database, sessions: Sequence[SessionId]) -> Sequence[UUID]:
@@ -248,18 +274,16 @@ async def undeleted(database: Database, contents: Sequence[UUID]) -> Sequence[UU
     return [row["id"] for row in await database.fetch("undeleted_contents", contents)]
 
 
-def _found(row: Record) -> Found:
-    owner = row["user_id"] or row["platform_conversation_id"]
+def _require_free(held: bool, conversation: ConversationId) -> None:
+    if held:
+        raise HeldError([conversation])
+
+
+def _found(row: Record, *, others: bool) -> Found:
+    # As the agent was told: the chat in groups, else who began it.
+    owner = row["platform_conversation_id"] if row["is_group"] else row["user_id"] or row["platform_conversation_id"]
     resource = row["resource"] or f"{row['platform']}:{row['account']}:{owner}"
-    return Found(
-        row["conversation_id"], row["id"], resource, row["alone"], bool(row["begun"]), row["held"], row["archived"]
-    )
-
-
-def _person(row: Record) -> Person:
-    key: UserKey = row["platform"], row["account"], row["platform_user_id"]
-    first = row["first_seen"].isoformat(timespec="microseconds")
-    return Person(key, hashlib.sha256("\x1f".join((*key, first)).encode()).hexdigest())
+    return Found(row["conversation_id"], row["id"], resource, others, bool(row["begun"]), row["held"], row["archived"])
 
 
 def _plain(value: Any) -> Any:

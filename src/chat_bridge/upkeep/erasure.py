@@ -1,16 +1,18 @@
 """Erasure: what is known of a person, a conversation or a session goes from everywhere, and again after a restore.
 
 The ledger lies in object storage, since a restored database does not know what was erased after its backup. It names
-sessions and messages by their random ids, and people by digests that nobody can trace back (`storage.erasure.Person`).
-It is written before anything is deleted: an erasure that was killed is carried out anew, by whoever comes next.
+sessions and messages by their random ids and nothing else: whose they were is told by the rows that come back, if they
+do. It is written before anything is deleted: an erasure that was killed is carried out anew, by whoever comes next.
+What came after it was asked for is not meant.
 """
 
 import asyncio
 import io
 import json
 from collections.abc import AsyncGenerator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -18,11 +20,12 @@ from uuid_utils.compat import uuid7
 
 from chat_bridge.agents.contract import Agent, AgentError
 from chat_bridge.errors import ChatBridgeError, PlaceError, StorageError
-from chat_bridge.model import ConversationId, Json, SessionId
+from chat_bridge.model import ConversationId, Json, MessageId, SessionId
 from chat_bridge.storage import archives, erasure, leases, sessions
 from chat_bridge.storage.archives import Shelf
 from chat_bridge.storage.blobs import Blobs
-from chat_bridge.storage.erasure import Counts, Erasure, Found, Kind, Person, Place
+from chat_bridge.storage.erasure import Counts, Erasure, Found, HeldError, Kind
+from chat_bridge.storage.postgres import Database
 from chat_bridge.storage.redis import Hot
 from chat_bridge.storage.retention import UserKey
 from chat_bridge.storage.store import Store
@@ -33,33 +36,37 @@ from chat_bridge.upkeep.cleanup import Cleanup
 
 LEDGER = "erasures/"
 LEASE = "erasure"
-LEASE_SECONDS = 300.0
+LEASE_SECONDS = 60.0
 EVERY_SECONDS = 60.0
+WAIT_SECONDS = 1.0
 IN_A_FILE = 100_000  # ids
-NEWEST = 2**63 - 1
+MOST_PASSES = 5  # what moves about meanwhile is found by the next one
 
 
-class HeldError(ChatBridgeError):
-    """What is to be erased is on legal hold."""
+class LedgerError(ChatBridgeError):
+    """The ledger can't be read."""
 
 
 @dataclass(slots=True)
 class Plan:
-    """What there is to be erased: sessions as a whole, messages in sessions with others, people. What is in `archived`
-    sessions is known when they have their rows again."""
+    """What there is to be erased. What is in `archived` sessions is known when they have their rows again."""
 
     sessions: list[Found] = field(default_factory=list[Found])
-    shared: list[Found] = field(default_factory=list[Found])
-    messages: list[Place] = field(default_factory=list[Place])
-    people: Sequence[Person] = ()
-    archived: list[SessionId] = field(default_factory=list[SessionId])
-    held: set[ConversationId] = field(default_factory=set[ConversationId])
+    messages: int = 0  # in sessions with others
+    people: Sequence[Json] = ()
+
+    @property
+    def archived(self) -> Sequence[Found]:
+        return [each for each in self.sessions if each.archived]
+
+    @property
+    def shared(self) -> Sequence[Found]:
+        return [each for each in self.sessions if each.others]
 
     def require_free(self) -> None:
         """Raise HeldError if anything of it is on legal hold."""
-        if self.held:
-            names = ", ".join(str(each) for each in sorted(self.held))
-            raise HeldError(f"on legal hold: {names}. Lift that first (`chat-bridge hold`)")
+        if held := {each.conversation_id for each in self.sessions if each.held}:
+            raise HeldError(held)
 
 
 class Eraser:
@@ -80,17 +87,52 @@ class Eraser:
         """Finish erasures that were begun, for ever; and at the start those that a restore has undone."""
         while True:
             try:
-                if await leases.take(self.database, LEASE, self._owner, LEASE_SECONDS):
-                    try:
+                async with self._alone(wait=False) as ours:
+                    if ours:
                         await self._once()
-                    finally:
-                        await leases.release(self.database, LEASE, self._owner)
-            except (StorageError, PlaceError) as error:
+            except StorageError as error:
                 log.warning("erasure.failed", reason=str(error), effect="it is tried again")
             with suppress(TimeoutError):
                 async with asyncio.timeout(EVERY_SECONDS):
                     await self._wanted.wait()
             self._wanted.clear()
+
+    @asynccontextmanager
+    async def _alone(self, *, wait: bool) -> AsyncGenerator[bool]:
+        """While nobody else erases. Of two at one erasure, one would not know what the other has seen."""
+        while not await leases.take(self.database, LEASE, self._owner, LEASE_SECONDS):
+            if not wait:
+                yield False
+                return
+            await asyncio.sleep(WAIT_SECONDS)
+        renewing = asyncio.create_task(self._renew(), name="erasure.lease")
+        try:
+            yield True
+        finally:
+            renewing.cancel()
+            with suppress(StorageError):  # then it runs out
+                await leases.release(self.database, LEASE, self._owner)
+
+    async def _renew(self) -> None:
+        while True:
+            await asyncio.sleep(LEASE_SECONDS / 4)
+            with suppress(StorageError):
+                await leases.take(self.database, LEASE, self._owner, LEASE_SECONDS)
+
+    async def _once(self) -> None:
+        if not self._compared:
+            try:
+                await self._reapply()
+                self._compared = True
+            except ChatBridgeError as error:
+                log.warning("erasure.not_reapplied", reason=str(error), effect="it is tried again")
+        for each in await erasure.unfinished(self.database):
+            try:
+                await self.carry_out(each)
+            except HeldError as error:
+                await erasure.aim(self.database, each.id, each.target, {"not_reached": [str(error)]})
+            except (StorageError, PlaceError) as error:  # the others have their turn
+                log.warning("erasure.failed", erasure=str(each.id), reason=str(error), effect="it is tried again")
 
     async def begin(self, kind: Kind, of: Json) -> Erasure:
         """Note what is to be erased: `run` does it soon. Raises StorageError."""
@@ -98,126 +140,46 @@ class Eraser:
         self._wanted.set()
         return wanted
 
-    async def _once(self) -> None:
-        if not self._compared:
-            await self.reapply()
-            self._compared = True
-        for each in await erasure.unfinished(self.database):
-            try:
-                await self.carry_out(each)
-            except HeldError as error:
-                await erasure.aim(self.database, each.id, each.target, {"not_reached": [str(error)]})
-
-    async def look(self, kind: Kind, of: Json) -> Plan:
-        """What there is of somebody or something. Raises StorageError."""
-        plan = Plan()
-        async for page in self._sessions(kind, of):
-            for found in page:
-                if found.held:
-                    plan.held.add(found.conversation_id)
-                if found.archived:
-                    plan.archived.append(found.id)
-                elif found.alone:
-                    plan.sessions.append(found)
-                else:
-                    messages = await erasure.messages_of_person(self.database, found, of["user"])
-                    if messages or found.begun:
-                        plan.shared.append(found)
-                        plan.messages += messages
-        if kind == "user":
-            known = await erasure.person(self.database, of["platform"], of.get("account"), of["user"])
-            plan.people = [person for person, _ in known]
-            for where, session, held in await self._archived_with(of):
-                if held:
-                    plan.held.add(where)
-                plan.archived.append(session)
-        plan.archived = list(dict.fromkeys(plan.archived))
-        return plan
-
-    async def carry_out(self, wanted: Erasure) -> Erasure:
-        """Erase, as far as that can be done now; the receipt tells what could not be reached yet. Raises StorageError,
-        PlaceError and HeldError: then nothing, or not all of it, was deleted yet, and it is to be carried out again."""
-        left = dict(wanted.target or {})
-        if "of" in left:
-            left = await self._erase_rows(wanted, left)
-        reasons: list[str] = []
-        if threads := left.get("threads"):
-            left["threads"], reason = await self._forget(wanted.id, threads)
-            if left["threads"]:
-                reasons.append(f"what the agent remembers of {len(left['threads'])} sessions: {reason}")
-        if packed := left.get("archives"):
-            left["archives"] = await self._purge([UUID(each) for each in packed])
-            if left["archives"]:
-                reasons.append(f"{len(left['archives'])} archives in object storage")
-        if contents := left.get("contents"):
-            left["contents"] = await self._delete_objects([UUID(each) for each in contents])
-            if left["contents"]:
-                reasons.append(f"{len(left['contents'])} files in object storage")
-        target = {name: value for name, value in left.items() if value} or None
-        await erasure.aim(self.database, wanted.id, target, {"not_reached": reasons} if reasons else {})
-        done = await erasure.find(self.database, wanted.id)
-        assert done is not None
-        log.info("erasure.finished" if target is None else "erasure.not_finished", erasure=str(done.id), **done.receipt)
-        return done
+    async def finish(self, wanted: Erasure) -> Erasure:
+        """Carry an erasure out when nobody else is at one; perhaps somebody did meanwhile. Raises as `carry_out`."""
+        async with self._alone(wait=True):
+            now = await erasure.find(self.database, wanted.id)
+            return wanted if now is None else now if now.finished_at else await self.carry_out(now)
 
     async def reapply(self) -> Sequence[Erasure]:
         """Erase again what a restored backup has brought back; which erasures that were. Raises StorageError,
-        PlaceError."""
-        ledger: dict[UUID, list[str]] = {}
-        for name in await self.blobs.names(LEDGER):
-            if not name.endswith(".json"):
-                continue  # somebody was killed while writing it, and began anew
-            ledger.setdefault(UUID(name.split("/")[1]), []).append(name)
-        known = await erasure.known(self.database, list(ledger))
-        again: list[Erasure] = []
-        for each in ledger.keys() - known:
-            entries = [json.loads(await self.blobs.read(name)) for name in ledger[each]]
-            again.append(await self._erase_again(each, entries))
-        return again
+        PlaceError, HeldError, LedgerError."""
+        async with self._alone(wait=True):
+            return await self._reapply()
 
-    async def _sessions(self, kind: Kind, of: Json) -> AsyncGenerator[Sequence[Found]]:
+    async def look(self, kind: Kind, of: Json, moment: datetime | None = None) -> Plan:
+        """What there is of somebody or something from before a moment; None: now. Raises StorageError."""
+        moment = moment or datetime.now(UTC)
+        plan = Plan()
+        async for page in self._sessions(kind, of, moment):
+            plan.sessions += page
         if kind == "user":
-            async for page in erasure.sessions_of_person(self.database, of["platform"], of.get("account"), of["user"]):
+            plan.people = await erasure.person(self.database, of["platform"], of.get("account"), of["user"])
+            known = {each.id for each in plan.sessions}
+            plan.sessions += [each for each in await self._archived_with(of) if each.id not in known]
+        for each in plan.shared:
+            where = each.conversation_id, each.id
+            plan.messages += len(await erasure.messages_to_blank(self.database, *where, of["user"], moment))
+        return plan
+
+    async def _sessions(self, kind: Kind, of: Json, moment: datetime) -> AsyncGenerator[Sequence[Found]]:
+        if kind == "user":
+            person = of["platform"], of.get("account"), of["user"]
+            async for page in erasure.sessions_of_person(self.database, *person, moment):
                 yield page
         elif kind == "conversation":
-            yield await erasure.sessions_of_conversation(self.database, ConversationId(UUID(of["conversation"])))
-        else:
-            session = await sessions.get_session(self.database, SessionId(UUID(of["session"])))
-            if session is not None:
-                yield await erasure.sessions_of_conversation(self.database, session.conversation_id, session.id)
+            where = ConversationId(UUID(of["conversation"]))
+            yield await erasure.sessions_of_conversation(self.database, where, moment)
+        elif session := await sessions.get_session(self.database, SessionId(UUID(of["session"]))):
+            yield await erasure.sessions_of_conversation(self.database, session.conversation_id, moment, session.id)
 
-    async def _erase_rows(self, wanted: Erasure, target: dict[str, Any]) -> dict[str, Any]:
-        """Delete from PostgreSQL and Redis; what is left to do elsewhere."""
-        plan = await self.look(wanted.kind, target["of"])
-        plan.require_free()
-        if plan.archived:
-            packed = [str(each) for each in await erasure.archives_of(self.database, plan.archived)]
-            target = {**target, "archives": [*target.get("archives", []), *packed]}
-            await erasure.aim(self.database, wanted.id, target, {})
-            await self._unpack(plan.archived)
-            plan = await self.look(wanted.kind, target["of"])
-        await self._write_ledger(wanted, plan)
-        # What the agent knows of the owner goes with the last of its sessions, and not with one of many.
-        owned = wanted.kind != "session"
-        threads = [[str(each.id), each.resource if owned else None] for each in plan.sessions]
-        threads += [[str(each.id), None] for each in plan.shared]
-        contents = await self._contents([each.conversation_id for each in [*plan.sessions, *plan.shared]])
-        left = {
-            "threads": [*target.get("threads", []), *threads],
-            "contents": [*target.get("contents", []), *contents],
-            "archives": target.get("archives", []),
-        }
-        # Before the rows go, from which this could be known again.
-        await erasure.aim(self.database, wanted.id, {**target, **left}, {})
-        whole = [(each.conversation_id, each.id) for each in plan.sessions]
-        begun = [each.id for each in plan.shared if each.begun]
-        people = [each.key for each in plan.people]
-        async for counts in self._erase_found(whole, begun, plan.messages, people):
-            await erasure.note(self.database, wanted.id, counts)
-        return left
-
-    async def _archived_with(self, of: Json) -> Sequence[tuple[ConversationId, SessionId, bool]]:
-        """Archived sessions in which somebody wrote, and whether they are on hold. Every archive is read."""
+    async def _archived_with(self, of: Json) -> Sequence[Found]:
+        """Archived sessions in which somebody wrote. Every archive is read."""
         found: dict[SessionId, None] = {}
         for archive in await archives.list_archives(self.database):
             if archive["status"] not in ("partial", "stored"):
@@ -229,11 +191,176 @@ class Eraser:
                     place = session["platform"] == of["platform"] and of.get("account") in (None, session["account"])
                     if place and nth in theirs:
                         found[session["id"]] = None
-        return await erasure.archived_with_ids(self.database, list(found))
+        return [each for each in await erasure.sessions_with_ids(self.database, list(found)) if each.archived]
 
-    async def _unpack(self, sessions_: Sequence[SessionId]) -> None:
-        """Give archived sessions their rows again."""
-        for session in sessions_:
+    async def carry_out(self, wanted: Erasure) -> Erasure:
+        """Erase, as far as that can be done now; the receipt tells what could not be reached yet. Only one at a time
+        may do so. Raises StorageError, PlaceError and HeldError: then not all of it was deleted yet, and it is to be
+        carried out again."""
+        work = _Work(self.database, wanted)
+        if "of" in work.left:
+            await self._erase_rows(work)
+            del work.left["of"]
+            await work.save()
+        # A process that died may have deleted rows whose conversations nobody was told of.
+        for conversation in work.left.pop("conversations", []):
+            await self._hot.forget_conversation(ConversationId(UUID(conversation)))
+        reasons: list[str] = []
+        if threads := work.left.pop("threads", []):
+            work.left["threads"], reason = await self._forget(wanted.id, threads)
+            if work.left["threads"]:
+                reasons.append(f"what the agent remembers of {len(work.left['threads'])} sessions: {reason}")
+        if packed := work.left.pop("archives", []):
+            work.left["archives"] = await self._purge([UUID(each) for each in packed])
+            if work.left["archives"]:
+                reasons.append(f"{len(work.left['archives'])} archives in object storage")
+        if contents := work.left.pop("contents", []):
+            work.left["contents"] = await self._delete_objects([UUID(each) for each in contents])
+            if work.left["contents"]:
+                reasons.append(f"{len(work.left['contents'])} files in object storage")
+        done = await work.save(reasons)
+        log.info(
+            "erasure.finished" if done.finished_at else "erasure.not_finished", erasure=str(done.id), **done.receipt
+        )
+        return done
+
+    async def _erase_rows(self, work: "_Work") -> None:
+        """Delete from PostgreSQL, again and again until nothing is found: a message may move to another session."""
+        kind, of, moment = work.wanted.kind, work.left["of"], work.wanted.created_at
+        person = of["user"] if kind == "user" else None
+        people: Sequence[Json] = ()
+        for _ in range(MOST_PASSES):
+            plan = await self.look(kind, of, moment)
+            plan.require_free()
+            if plan.archived:
+                await self._unpack(work, plan.archived)
+                plan = await self.look(kind, of, moment)
+            people = plan.people
+            await self._write_ledger(work.wanted, moment, plan.sessions, person)
+            # What the agent knows of the owner goes with all of its sessions, and not with one of many.
+            await work.add(plan.sessions, owned=kind != "session")
+            went = [await self._erase_session(work, each, person, moment) for each in plan.sessions]
+            if not any(went):
+                break
+        keys = [(each["platform"], each["account"], each["platform_user_id"]) for each in people]
+        await work.count(Counts(people=await erasure.erase_people(self.database, keys)))
+
+    async def _erase_session(
+        self,
+        work: "_Work",
+        found: Found,
+        person: str | None,
+        moment: datetime,
+        ids: Sequence[MessageId] | None = None,
+    ) -> bool:
+        """Erase a session as a whole, or (with `ids`, or if others wrote there, or something came since) single
+        messages of it. False: there was nothing any more."""
+        where = found.conversation_id, found.id
+        whole, next_seq = False, None
+        if ids is None:
+            whole, next_seq = await erasure.close_whole(self.database, *where, person, moment)
+        if whole:
+            if next_seq is not None:
+                await self._stop(found.conversation_id, next_seq)
+            counts = await erasure.erase_session(self.database, *where)
+        else:
+            messages = await erasure.messages_to_blank(self.database, *where, person, moment, ids)
+            counts = await erasure.blank(self.database, *where, person, messages)
+            if messages:
+                # A turn that took one of them is not ours any more; its worker need not find out by itself.
+                await self._stop(found.conversation_id, messages[-1].seq + 1)
+        await work.count(counts)
+        await self._hot.forget_conversation(found.conversation_id)
+        return bool(counts.sessions or counts.messages)
+
+    async def _stop(self, conversation: ConversationId, before: int) -> None:
+        told = {"type": "stop", "conversation": str(conversation), "before": before, "reason": "lost", "holding": None}
+        await self._hot.control(told)
+
+    async def _write_ledger(
+        self, wanted: Erasure, moment: datetime, found: Sequence[Found], person: str | None
+    ) -> None:
+        """In several files if there is much."""
+        entries: list[tuple[str, list[str] | None]] = []
+        for each in found:
+            messages = None
+            if each.others:
+                where = each.conversation_id, each.id
+                there = await erasure.messages_to_blank(self.database, *where, person, moment)
+                messages = [str(message.id) for message in there]
+            entries.append((str(each.id), messages))
+        while entries:
+            some, size = list[tuple[str, list[str] | None]](), 0
+            while entries and size < IN_A_FILE:
+                some.append(entries.pop())
+                size += 1 + len(some[-1][1] or ())
+            entry = {"version": 1, "kind": wanted.kind, "erased_at": moment.isoformat(), "sessions": some}
+            await self.blobs.write(f"{LEDGER}{wanted.id}/{uuid4()}.json", io.BytesIO(json.dumps(entry).encode()))
+
+    async def _reapply(self) -> Sequence[Erasure]:
+        ledger: dict[UUID, list[str]] = {}
+        for name in await self.blobs.names(LEDGER):
+            # Others are what somebody was killed in the middle of, who began anew; or not ours.
+            if name.endswith(".json"):
+                with suppress(ValueError, IndexError):
+                    ledger.setdefault(UUID(name.split("/")[1]), []).append(name)
+        known = await erasure.known(self.database, list(ledger))
+        again: list[Erasure] = []
+        problem: ChatBridgeError | None = None
+        for each in sorted(ledger.keys() - known):
+            try:
+                entries = [_entry(name, await self.blobs.read(name)) for name in ledger[each]]
+                again.append(await self._erase_again(each, entries))
+            except (LedgerError, HeldError) as error:  # the others have their turn
+                problem = error
+        if problem is not None:
+            raise problem
+        return again
+
+    async def _erase_again(self, wanted: UUID, entries: Sequence[Mapping[str, Any]]) -> Erasure:
+        kind: Kind = entries[0]["kind"]
+        moment = min(datetime.fromisoformat(entry["erased_at"]) for entry in entries)
+        ids: dict[SessionId, list[MessageId] | None] = {}
+        for session, messages in (each for entry in entries for each in entry["sessions"]):
+            ids[SessionId(UUID(session))] = messages and [MessageId(UUID(message)) for message in messages]
+        # On record only at the end: until then it is begun anew.
+        work = _Work(self.database, Erasure(wanted, moment, None, kind, {}, {}), recorded=False)
+        found = await erasure.sessions_with_ids(self.database, list(ids))
+        if held := {each.conversation_id for each in found if each.held}:
+            raise HeldError(held)
+        if archived := [each for each in found if each.archived]:
+            await self._unpack(work, archived)
+            found = await erasure.sessions_with_ids(self.database, list(ids))
+        await work.add(found, owned=kind != "session")
+        # The agent's memory may have come back without the rows.
+        work.left["threads"] += [[str(session), None] for session in ids.keys() - {each.id for each in found}]
+        people: dict[UserKey, None] = {}
+        for each in found:
+            theirs = await self._people(each, moment, ids[each.id]) if kind == "user" else list[UserKey]()
+            people |= dict.fromkeys(theirs)
+            # In a session with others only the person is not told of any more.
+            person = None if ids[each.id] is None else theirs[0][2] if theirs else ""
+            await self._erase_session(work, each, person, moment, ids[each.id])
+        await work.count(Counts(people=await erasure.erase_people(self.database, list(people))))
+        return await self.carry_out(await work.record())
+
+    async def _people(self, found: Found, moment: datetime, ids: Sequence[MessageId] | None) -> Sequence[UserKey]:
+        """Who wrote what is to be erased again: the person that it was about."""
+        session = await sessions.get_session(self.database, found.id)
+        if session is None:
+            return []
+        where = found.conversation_id, found.id
+        messages = await erasure.messages_to_blank(self.database, *where, None, moment, ids)
+        senders = await erasure.senders_of(self.database, found.conversation_id, messages)
+        return [(session.address.platform, session.address.account, sender) for sender in senders]
+
+    async def _unpack(self, work: "_Work", archived: Sequence[Found]) -> None:
+        """Give archived sessions their rows again; their archives are to be written anew."""
+        ids = [each.id for each in archived]
+        packed = await erasure.archives_of(self.database, ids)
+        work.left["archives"] = [*work.left.get("archives", []), *(str(each) for each in packed)]
+        await work.save()
+        for session in ids:
             await archives.restore(self.database, self._shelf, session)
 
     async def _purge(self, packed: Sequence[UUID]) -> list[str]:
@@ -242,71 +369,6 @@ class Eraser:
         for archive in packed:
             await archiver.purge(archive)
         return [str(each) for each in await erasure.remaining_archives(self.database, packed)]
-
-    async def _contents(self, conversations: Sequence[ConversationId]) -> list[str]:
-        return [str(each) for each in await erasure.contents_in(self.database, conversations)]
-
-    async def _erase_found(
-        self,
-        whole: Sequence[tuple[ConversationId, SessionId]],
-        begun: Sequence[SessionId],
-        messages: Sequence[Place],
-        people: Sequence[UserKey],
-    ) -> AsyncGenerator[Counts]:
-        """Delete these; what went, step by step."""
-        for conversation, session in whole:
-            # Nothing arrives in a closed session, and no turn runs there.
-            await sessions.close_session(self.database, session)
-            await self._hot.control(
-                {"type": "stop", "conversation": str(conversation), "before": NEWEST, "reason": "lost", "holding": None}
-            )
-            yield await erasure.erase_session(self.database, conversation, session)
-            await self._hot.forget_conversation(conversation)
-        await erasure.blank_sessions(self.database, begun)
-        yield await erasure.blank(self.database, messages)
-        for conversation in {place.conversation_id for place in messages}:
-            await self._hot.forget_conversation(conversation)
-        yield Counts(people=await erasure.erase_people(self.database, people))
-
-    async def _write_ledger(self, wanted: Erasure, plan: Plan) -> None:
-        """In several files if there is much."""
-        ids = {
-            "sessions": [str(each.id) for each in plan.sessions],
-            "shared": [str(each.id) for each in plan.shared],
-            "begun": [str(each.id) for each in plan.shared if each.begun],
-            "messages": [str(each.id) for each in plan.messages],
-            "people": [each.digest for each in plan.people],
-        }
-        for start in range(0, max(len(each) for each in ids.values()), IN_A_FILE):
-            some = {name: each[start : start + IN_A_FILE] for name, each in ids.items()}
-            entry = {"version": 1, "kind": wanted.kind, "erased_at": wanted.created_at.isoformat(), **some}
-            await self.blobs.write(f"{LEDGER}{wanted.id}/{uuid4()}.json", io.BytesIO(json.dumps(entry).encode()))
-
-    async def _erase_again(self, wanted: UUID, entries: Sequence[Mapping[str, Any]]) -> Erasure:
-        names = [SessionId(UUID(each)) for entry in entries for each in entry["sessions"]]
-        begun = [SessionId(UUID(each)) for entry in entries for each in entry["begun"]]
-        ids = [UUID(each) for entry in entries for each in entry["messages"]]
-        digests = {each for entry in entries for each in entry["people"]}
-        shared = [SessionId(UUID(each)) for entry in entries for each in entry["shared"]]
-        packed = await erasure.archives_of(self.database, [*names, *shared])
-        await self._unpack([*names, *shared])
-        whole = await erasure.sessions_with_ids(self.database, names)
-        messages = await erasure.messages_with_ids(self.database, ids)
-        people = await erasure.people_with_digests(self.database, digests)
-        conversations = [conversation for conversation, _ in whole] + [place.conversation_id for place in messages]
-        contents = await self._contents(conversations)
-        counts = Counts()
-        async for more in self._erase_found(whole, begun, messages, people):
-            counts.add(more)
-        # On record only now: until then it is begun anew.
-        left = {
-            "threads": [[str(each), None] for each in names],
-            "contents": contents,
-            "archives": [str(each) for each in packed],
-        }
-        again = await erasure.begin(self.database, wanted, entries[0]["kind"], left)
-        await erasure.note(self.database, wanted, counts)
-        return await self.carry_out(again)
 
     async def _forget(
         self, wanted: UUID, threads: Sequence[tuple[str, str | None]]
@@ -325,3 +387,58 @@ class Eraser:
         await erasure.doom(self.database, contents)
         await Cleanup(self._store, self.blobs).once()
         return [str(each) for each in await erasure.undeleted(self.database, contents)]
+
+
+class _Work:
+    """An erasure on its way: what is left to do, always on record before it can't be known any more."""
+
+    def __init__(self, database: Database, wanted: Erasure, *, recorded: bool = True) -> None:
+        self.wanted = wanted
+        self.left: dict[str, Any] = dict(wanted.target or {})
+        self._database = database
+        self._recorded = recorded
+        self._counts = Counts()
+
+    async def add(self, found: Sequence[Found], *, owned: bool) -> None:
+        """These sessions are about to be erased."""
+        threads = [[str(each.id), each.resource if owned and not each.others else None] for each in found]
+        conversations = list(dict.fromkeys(each.conversation_id for each in found))
+        contents = await erasure.contents_in(self._database, conversations)
+        for name, more in (
+            ("threads", threads),
+            ("conversations", [str(each) for each in conversations]),
+            ("contents", [str(each) for each in contents]),
+        ):
+            before: list[Any] = self.left.get(name, [])
+            self.left[name] = before + [each for each in more if each not in before]
+        await self.save()
+
+    async def count(self, counts: Counts) -> None:
+        """So much was erased."""
+        if self._recorded:
+            await erasure.note(self._database, self.wanted.id, counts)
+        else:
+            self._counts.add(counts)
+
+    async def save(self, not_reached: Sequence[str] = ()) -> Erasure:
+        """What is left now, if it is on record."""
+        if self._recorded:
+            left = {name: each for name, each in self.left.items() if each}
+            receipt = {"not_reached": list(not_reached)} if not_reached else {}
+            await erasure.aim(self._database, self.wanted.id, left or None, receipt)
+        return await erasure.find(self._database, self.wanted.id) or self.wanted
+
+    async def record(self) -> Erasure:
+        """Have it on record."""
+        wanted = await erasure.begin(self._database, self.wanted.id, self.wanted.kind, self.left)
+        await erasure.note(self._database, wanted.id, self._counts)
+        return wanted
+
+
+def _entry(name: str, data: bytes) -> Mapping[str, Any]:
+    """An entry of the ledger. Raises LedgerError."""
+    with suppress(ValueError, KeyError, TypeError):
+        entry = json.loads(data)
+        if entry["version"] == 1 and entry["sessions"] is not None:
+            return entry
+    raise LedgerError(f"{name} is no entry of a ledger that this program knows")

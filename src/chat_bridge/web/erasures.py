@@ -8,8 +8,7 @@ from fastapi import APIRouter, Depends, Path
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from chat_bridge.storage import erasure
-from chat_bridge.storage.erasure import Erasure
-from chat_bridge.upkeep.erasure import HeldError
+from chat_bridge.storage.erasure import Erasure, HeldError
 from chat_bridge.web.auth import Used, api_client
 from chat_bridge.web.problems import Problem, problem_responses
 
@@ -93,7 +92,7 @@ async def erase(wanted: NewErasure, used: Used) -> ErasureView:
         else ("session", {"session": str(wanted.session_id)})
     )
     plan = await used.eraser.look(kind, of)
-    if not (plan.sessions or plan.archived):
+    if not plan.sessions:
         raise Problem(404, f"There is no {kind} with this id.")
     try:
         plan.require_free()

@@ -1,6 +1,7 @@
 -- name: begin_erasure
 -- Note what is to be erased, before anything is.
 insert into erasures (id, kind, target) values ($1, $2, $3)
+on conflict (id) do nothing
 returning id, created_at, finished_at, kind, target, receipt;
 
 -- name: erasure
@@ -54,64 +55,111 @@ where (p.platform = $4 and ($5::text is null or p.account = $5))
   or (p.conversation_id, p.id) = (select e.conversation_id, e.id from page e order by e.conversation_id desc, e.id desc limit 1)
 order by p.conversation_id, p.id;
 
--- name: sessions_of_person
--- In which sessions of these conversations ($1) a person ($2) wrote, or which they began; `alone`: nobody else wrote there.
-with wrote as materialized (
-  select m.conversation_id, m.session_id, bool_or(m.sender_id = $2) as theirs,
-    bool_or(m.sender_id <> $2 and m.content_type <> 'event') as others
-  from messages m
-  where m.conversation_id = any ($1::uuid[]) and m.direction = 'inbound'
-  group by m.conversation_id, m.session_id
-)
+-- name: wrote_in
+-- In which sessions of these conversations ($1) a person ($2) wrote before a moment ($3), and whether others wrote there too.
+select m.conversation_id, m.session_id, bool_or(m.sender_id <> $2 and m.content_type <> 'event') as others
+from messages m
+where m.conversation_id = any ($1::uuid[]) and m.direction = 'inbound'
+group by m.conversation_id, m.session_id
+having bool_or(m.sender_id = $2 and m.created_at < $3);
+
+-- name: sessions_with_person
+-- Sessions of these conversations ($1) that a person ($2) began before a moment ($4), and others of them ($3).
 select s.conversation_id, s.id, s.platform, s.account, s.platform_conversation_id, s.thread, s.user_id,
-  s.metadata ->> 'resource' as resource, not coalesce(w.others, false) as alone, s.user_id = $2 as begun, s.status = 'archived' as archived,
+  s.metadata ->> 'resource' as resource, s.user_id = $2 as begun, s.status = 'archived' as archived,
+  (
+    select m.metadata ? 'group'
+    from messages m
+    where m.conversation_id = s.conversation_id and m.direction = 'inbound'
+    order by m.seq
+    limit 1
+  ) as is_group,
   exists (select from holds h where h.conversation_id = s.conversation_id) as held
 from sessions s
-left join wrote w on w.conversation_id = s.conversation_id and w.session_id = s.id
-where s.conversation_id = any ($1::uuid[])
-  and (coalesce(w.theirs, false) or s.user_id = $2)
+where s.conversation_id = any ($1::uuid[]) and ((s.user_id = $2 and s.created_at < $4) or s.id = any ($3::uuid[]))
 order by s.conversation_id, s.id;
 
 -- name: sessions_of_conversation
--- All sessions of a conversation, those too that it had under an id of before, or ($2) one of them.
+-- All sessions of a conversation that began before a moment ($3), those too that it had under an id of before; or ($2) one.
 select s.conversation_id, s.id, s.platform, s.account, s.platform_conversation_id, s.thread, s.user_id,
-  s.metadata ->> 'resource' as resource, true as alone, true as begun, s.status = 'archived' as archived,
+  s.metadata ->> 'resource' as resource, true as begun, s.status = 'archived' as archived,
+  (
+    select m.metadata ? 'group'
+    from messages m
+    where m.conversation_id = s.conversation_id and m.direction = 'inbound'
+    order by m.seq
+    limit 1
+  ) as is_group,
   exists (select from holds h where h.conversation_id = s.conversation_id) as held
 from (
   select distinct platform, account, platform_conversation_id, thread from sessions where conversation_id = $1
 ) c
 join sessions s on s.platform = c.platform and s.platform_conversation_id = c.platform_conversation_id
   and s.account = c.account and s.thread = c.thread
-where $2::uuid is null or s.id = $2
+where ($2::uuid is null or s.id = $2) and s.created_at < $3
 order by s.conversation_id, s.id;
 
--- name: messages_of_person
--- What a person ($3) wrote in a session that others wrote in too, and the replies of the turns that took any of it.
+-- name: sessions_with_ids
+-- These sessions ($1), of those that there are.
+select s.conversation_id, s.id, s.platform, s.account, s.platform_conversation_id, s.thread, s.user_id,
+  s.metadata ->> 'resource' as resource, true as begun, s.status = 'archived' as archived,
+  (
+    select m.metadata ? 'group'
+    from messages m
+    where m.conversation_id = s.conversation_id and m.direction = 'inbound'
+    order by m.seq
+    limit 1
+  ) as is_group,
+  exists (select from holds h where h.conversation_id = s.conversation_id) as held
+from sessions s
+where s.id = any ($1::uuid[])
+order by s.conversation_id, s.id;
+
+-- name: hold_session
+-- Nothing is received in a session, claimed or completed until the transaction ends.
+select s.next_seq, s.status = 'active' as active,
+  exists (select from holds h where h.conversation_id = s.conversation_id) as held
+from sessions s
+where s.conversation_id = $1 and s.id = $2
+for update of s;
+
+-- name: others_in_session
+-- Whether a session has anything that is not to be erased: what others than a person ($3, null: nobody counts) wrote, or
+-- what came since a moment ($4). Run after `hold_session`.
+select exists (
+  select from messages m
+  where m.conversation_id = $1 and m.session_id = $2
+    and (m.created_at >= $4 or (m.direction = 'inbound' and m.content_type <> 'event' and m.sender_id <> $3))
+) as others;
+
+-- name: messages_to_blank
+-- What a person ($3) wrote in a session before a moment ($4), and the replies of the turns that took any of it; without a
+-- person, or ($5) by their ids, other messages. Those that tell nothing any more are left out.
 with answered as materialized (
   select t.id
   from turns t
-  where t.conversation_id = $1 and t.session_id = $2 and exists (
+  where $3::text is not null and t.conversation_id = $1 and t.session_id = $2 and exists (
     select from messages m
     where m.conversation_id = t.conversation_id and m.seq between t.first_seq and t.last_seq and m.sender_id = $3
+      and m.created_at < $4
   )
 )
-select m.id, m.conversation_id, m.seq
+select m.id, m.seq
 from messages m
-where m.conversation_id = $1 and m.session_id = $2
-  and (
-    (m.direction = 'inbound' and m.sender_id = $3)
-    or (m.direction = 'outbound' and m.turn_id in (select a.id from answered a))
-  )
-  and not coalesce(m.metadata ? 'erased', false)
+where m.conversation_id = $1 and m.session_id = $2 and not coalesce(m.metadata ? 'erased', false)
+  and case
+    when $5::uuid[] is not null then m.id = any ($5)
+    when $3 is null then m.created_at < $4
+    when m.direction = 'inbound' then m.sender_id = $3 and m.created_at < $4
+    else m.turn_id in (select a.id from answered a)
+  end
 order by m.seq;
 
--- name: messages_with_ids
--- Where messages with these ids are, of those that there are. Each is looked for by itself, in a few pages.
-select m.id, m.conversation_id, m.seq
-from unnest($1::uuid[]) as i (id)
-cross join lateral (select n.id, n.conversation_id, n.seq, n.metadata from messages n where n.id = i.id limit 1) m
-where not coalesce(m.metadata ? 'erased', false)
-order by m.conversation_id, m.seq;
+-- name: senders_of
+-- Who wrote these messages ($2) of a conversation.
+select distinct m.sender_id
+from messages m
+where m.conversation_id = $1 and m.seq = any ($2::bigint[]) and m.direction = 'inbound' and m.sender_id is not null;
 
 -- name: archives_of_sessions
 -- Which archives have something of these sessions.
@@ -120,20 +168,9 @@ from unnest($1::uuid[]) as i (id)
 join sessions s on s.id = i.id
 join archived_sessions p on p.conversation_id = s.conversation_id and p.session_id = s.id;
 
--- name: archived_with_ids
--- Those of these sessions that are archived.
-select s.conversation_id, s.id, exists (select from holds h where h.conversation_id = s.conversation_id) as held
-from sessions s
-where s.id = any ($1::uuid[]) and s.status = 'archived'
-order by s.conversation_id, s.id;
-
 -- name: there_are_archives
 -- Which of these archives are not deleted yet.
 select id from archives where id = any ($1::uuid[]);
-
--- name: sessions_with_ids
--- Sessions with these ids, of those that there are.
-select s.conversation_id, s.id from sessions s where s.id = any ($1::uuid[]) order by s.conversation_id, s.id;
 
 -- name: erase_messages
 -- Delete messages of a session that nothing arrives in any more, from a seq ($3) on and at most $4, with their files unless
@@ -142,6 +179,7 @@ with doomed as materialized (
   select m.conversation_id, m.seq, m.attachments, m.metadata
   from messages m
   where m.conversation_id = $1 and m.session_id = $2 and m.seq > $3
+    and not exists (select from holds h where h.conversation_id = $1)
   order by m.seq
   limit $4
 ), refs as materialized (
@@ -152,13 +190,19 @@ with doomed as materialized (
     union all
     select jsonb_array_elements(v -> 'attachments') from jsonb_array_elements(d.metadata -> 'versions') v
   ) files
+), others as materialized (
+  select f ->> 'ref' as ref, max(o.seq) as seq
+  from messages o
+  cross join lateral (
+    select jsonb_array_elements(o.attachments) as f
+    union all
+    select jsonb_array_elements(v -> 'attachments') from jsonb_array_elements(o.metadata -> 'versions') v
+  ) files
+  where exists (select from refs) and o.conversation_id = $1 and (o.attachments is not null or o.metadata ? 'versions')
+    and o.session_id <> $2 and f ->> 'ref' = any ((select array_agg(r.ref) from refs r)::text[])
+  group by 1
 ), files as materialized (
-  select a.conversation_id, a.key, a.content_id, (
-    select max(o.seq)
-    from messages o
-    where o.conversation_id = $1 and o.session_id <> $2
-      and o.attachments @> jsonb_build_array(jsonb_build_object('ref', r.ref))
-  ) as other
+  select a.conversation_id, a.key, a.content_id, (select o.seq from others o where o.ref = r.ref) as other
   from refs r
   join attachments a on a.conversation_id = $1 and a.key = sha256(convert_to(r.ref, 'UTF8'))
 ), kept as (
@@ -190,26 +234,45 @@ select count(*) as messages, max(d.seq) as last_seq, (select count(*) from gone)
 from deleted d;
 
 -- name: erase_session
--- Delete a session whose messages are gone, and what is left of its conversation if it was the last one. Not returned: it
--- is not there, or was opened again.
+-- Delete a session whose messages are gone, and what is left of its conversation if it was the last one; else seq goes on
+-- where it was. Not returned: it is not there, is on hold, or has messages.
 with dead as (
   delete from sessions s
   where s.conversation_id = $1 and s.id = $2 and s.status <> 'active'
-  returning s.conversation_id, s.id
+    and not exists (select from holds h where h.conversation_id = $1)
+    and not exists (
+      select from messages m where m.conversation_id = $1 and m.seq < s.next_seq and m.session_id = $2
+    )
+  returning s.conversation_id, s.id, s.next_seq, s.platform, s.platform_conversation_id
 ), turns_gone as (
   delete from turns t using dead d where t.conversation_id = d.conversation_id and t.session_id = d.id
 ), settled as (
   delete from waiting w using dead d where w.conversation_id = d.conversation_id and w.session_id = d.id
-), last as materialized (
-  select d.conversation_id
+), newest as materialized (
+  select s.id, s.next_seq
   from dead d
-  where not exists (select from sessions s where s.conversation_id = d.conversation_id and s.id <> d.id)
+  join sessions s on s.conversation_id = d.conversation_id and s.id <> d.id
+  order by s.next_seq desc, s.created_at desc
+  limit 1
+), went_on as (
+  update sessions s
+  set next_seq = d.next_seq
+  from dead d, newest n
+  where s.conversation_id = d.conversation_id and s.id = n.id and s.next_seq < d.next_seq
+), last as materialized (
+  select d.* from dead d where not exists (select from newest)
 ), unmoved as (
   delete from moves m
-  using sessions s
-  where s.conversation_id = $1 and s.id = $2
-    and (m.conversation_id = $1 or m.platform_conversation_id = s.platform_conversation_id)
-    and exists (select from last)
+  using last l
+  where m.conversation_id = l.conversation_id or (
+    m.platform_conversation_id = l.platform_conversation_id
+    -- Whose it was before is not noted: somebody else on that platform may be there too.
+    and not exists (
+      select from sessions o
+      where o.platform = l.platform and o.platform_conversation_id = l.platform_conversation_id
+        and o.conversation_id <> l.conversation_id
+    )
+  )
 ), gone as (
   delete from attachments a using last l where a.conversation_id = l.conversation_id
   returning a.content_id
@@ -221,35 +284,40 @@ with dead as (
   from left_over l
   where c.id = l.id and c.unused_since is null
 )
-select d.id, (select count(*) from gone) as files
-from dead d;
+select d.id, (select count(*) from gone) as files from dead d;
 
 -- name: blank_messages
--- What single messages ($1, $2) of a session with others told: the messages stay, without it.
+-- What single messages ($2) of a conversation ($1) told: the messages stay, without it. A turn that took one of them begins
+-- anew, without them, if it runs; and others that quoted them do not any more. Run after `hold_session`.
 with doomed as materialized (
-  select m.conversation_id, m.seq, m.id, m.attachments, m.metadata
-  from unnest($1::uuid[], $2::bigint[]) as i (conversation_id, seq)
-  join messages m on m.conversation_id = i.conversation_id and m.seq = i.seq
-  order by m.conversation_id, m.seq
+  select m.conversation_id, m.seq, m.platform_message_id, m.attachments, m.metadata
+  from messages m
+  where m.conversation_id = $1 and m.seq = any ($2::bigint[]) and not coalesce(m.metadata ? 'erased', false)
+  order by m.seq
   for update of m
 ), refs as materialized (
-  select distinct d.conversation_id, f ->> 'ref' as ref
+  select distinct f ->> 'ref' as ref
   from doomed d
   cross join lateral (
     select jsonb_array_elements(d.attachments) as f
     union all
     select jsonb_array_elements(v -> 'attachments') from jsonb_array_elements(d.metadata -> 'versions') v
   ) files
+), others as materialized (
+  select f ->> 'ref' as ref, max(o.seq) as seq
+  from messages o
+  cross join lateral (
+    select jsonb_array_elements(o.attachments) as f
+    union all
+    select jsonb_array_elements(v -> 'attachments') from jsonb_array_elements(o.metadata -> 'versions') v
+  ) files
+  where exists (select from refs) and o.conversation_id = $1 and (o.attachments is not null or o.metadata ? 'versions')
+    and not exists (select from doomed d where d.seq = o.seq) and f ->> 'ref' = any ((select array_agg(r.ref) from refs r)::text[])
+  group by 1
 ), files as materialized (
-  select a.conversation_id, a.key, a.content_id, (
-    select max(o.seq)
-    from messages o
-    where o.conversation_id = r.conversation_id
-      and o.attachments @> jsonb_build_array(jsonb_build_object('ref', r.ref))
-      and not exists (select from doomed d where d.conversation_id = o.conversation_id and d.seq = o.seq)
-  ) as other
+  select a.conversation_id, a.key, a.content_id, (select o.seq from others o where o.ref = r.ref) as other
   from refs r
-  join attachments a on a.conversation_id = r.conversation_id and a.key = sha256(convert_to(r.ref, 'UTF8'))
+  join attachments a on a.conversation_id = $1 and a.key = sha256(convert_to(r.ref, 'UTF8'))
 ), kept as (
   update attachments a
   set seq = f.other
@@ -269,6 +337,21 @@ with doomed as materialized (
   where c.id = l.id and c.unused_since is null
 ), undelivered as (
   delete from deliveries x using doomed d where x.conversation_id = d.conversation_id and x.seq = d.seq
+), turned as (
+  update turns t
+  set agent_request_id = null,
+    error = case when t.status = 'running' then 'what was asked was erased' end,
+    status = case when t.status = 'running' then 'superseded' else t.status end,
+    outcome = case when t.status = 'running' then 'superseded' else t.outcome end,
+    finished_at = coalesce(t.finished_at, clock_timestamp())
+  where t.conversation_id = $1
+    and exists (select from doomed d where d.seq between t.first_seq and t.last_seq)
+), quoting as (
+  update messages m
+  set metadata = m.metadata - 'reply_to'
+  where m.conversation_id = $1 and m.direction = 'inbound' and jsonb_typeof(m.metadata -> 'reply_to') = 'object'
+    and m.metadata #>> '{reply_to,message_id}' = any ((select array_agg(d.platform_message_id) from doomed d)::text[])
+    and not exists (select from doomed d where d.seq = m.seq)
 ), blanked as (
   update messages m
   set content_text = '', sender_id = null, platform_message_id = null, agent_request_id = null, attachments = null,
@@ -280,12 +363,16 @@ with doomed as materialized (
   where m.conversation_id = d.conversation_id and m.seq = d.seq
   returning m.id
 )
-select count(*) as messages, (select count(*) from gone) as files
-from blanked b;
+select count(*) as messages, (select count(*) from gone) as files from blanked b;
 
--- name: blank_sessions
--- Sessions with others in which a person wrote do not tell any more who began them.
-update sessions set user_id = null where id = any ($1::uuid[]) and user_id is not null returning id;
+-- name: blank_session
+-- A session with others tells no more who ($3) began it, what was summed up, and what waits for a yes. Run after
+-- `hold_session`.
+update sessions
+set user_id = case when user_id = $3 or $3::text is null then null else user_id end,
+  metadata = metadata - '{approval,approval_asked,summary,follows}'::text[]
+where conversation_id = $1 and id = $2
+returning id;
 
 -- name: person
 -- What is known of a person, on one account or ($2 null) all of a platform.
@@ -300,14 +387,6 @@ delete from users u
 using unnest($1::text[], $2::text[], $3::text[]) as i (platform, account, platform_user_id)
 where u.platform = i.platform and u.account = i.account and u.platform_user_id = i.platform_user_id
 returning u.platform;
-
--- name: people_after
--- A page of people in the order of their keys, with what tells them apart from others of the same name later.
-select platform, account, platform_user_id, first_seen
-from users
-where (platform, account, platform_user_id) > ($1, $2, $3)
-order by platform, account, platform_user_id
-limit $4;
 
 -- name: contents_in
 -- What files of these conversations consist of.
