@@ -56,15 +56,17 @@ async def upload(store: Store, to: Address = CHAT) -> Attachment:
     return Attachment("file", "text/plain", attachments.upload_ref(id_), "a.txt", 1)
 
 
-@pytest.mark.parametrize("told_before", [False, True])
+@pytest.mark.parametrize("before", ["nothing", "a notice", "a message"])
 @pytest.mark.parametrize("message_first", [False, True])
 async def test_a_message_and_a_reply_at_once_are_sent_in_order(
-    any_database: str, *, message_first: bool, told_before: bool
+    any_database: str, *, message_first: bool, before: str
 ) -> None:
     async with opened_often(any_database, 2) as (one, other):
         session = await session_of(one)
-        if told_before:
+        if before == "a notice":
             await sessions.say(one.database, CHAT.id, session.id, "busy", {}, 0)
+        elif before == "a message":
+            await sent(one, session, "before", parts=0)
         turn = await claimed(one)
         works = [one.complete(ending(turn, parts=2)), sent(other, session, parts=2)]
         tasks: list[asyncio.Task[object]] = []
