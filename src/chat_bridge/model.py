@@ -238,7 +238,7 @@ class StoredMessage(NamedTuple):  # many are made at once, and a tuple is made f
     status: Literal["pending", "answered", "skipped", "failed", "cancelled", "stored"]
     content_type: str
     text: str
-    event_key: str | None  # of an inbound one
+    event_key: str | None  # of an inbound one, or of one that a program sent
     sender_id: str | None
     created_at: datetime
     attachments: Sequence[Attachment]

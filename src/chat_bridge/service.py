@@ -26,6 +26,7 @@ from chat_bridge.bridge.receive import Receiver
 from chat_bridge.bridge.resolve import Access
 from chat_bridge.bridge.rotation import session_end
 from chat_bridge.bridge.scan import Scanner
+from chat_bridge.bridge.send import Sender
 from chat_bridge.errors import ChatBridgeError, SchemaError, SettingsError
 from chat_bridge.platforms.contract import MakePlatform, Platform
 from chat_bridge.platforms.telegram.adapter import Telegram
@@ -141,6 +142,7 @@ async def running_service(settings: Settings) -> AsyncGenerator[Service]:
                 store=store,
                 hot=hot,
                 receiver=receiver,
+                sender=Sender(store, platforms, deliverer, texts),
                 platforms=platforms,
                 keeper=keeper,
                 blobs=blobs,

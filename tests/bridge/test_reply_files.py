@@ -17,9 +17,10 @@ from chat_bridge.bridge.deliver import Deliverer
 from chat_bridge.bridge.fetch import Fetcher
 from chat_bridge.bridge.keep import Keeper, Rules
 from chat_bridge.bridge.load import Loader
+from chat_bridge.bridge.send import Sender
 from chat_bridge.errors import PlaceError
 from chat_bridge.explain import told
-from chat_bridge.model import Turn, TurnOutcome
+from chat_bridge.model import Attachment, Turn, TurnOutcome
 from chat_bridge.platforms.contract import (
     Capabilities,
     Moved,
@@ -31,8 +32,9 @@ from chat_bridge.platforms.contract import (
     Shown,
 )
 from chat_bridge.settings import load_settings
-from chat_bridge.storage import dead_letters, turns
+from chat_bridge.storage import attachments, dead_letters, sessions, turns
 from chat_bridge.storage.blobs import Blobs
+from chat_bridge.storage.outbox import SentMessage
 from chat_bridge.storage.places import Folder
 from chat_bridge.storage.redis import Hot
 from chat_bridge.storage.store import Store
@@ -471,3 +473,51 @@ async def test_a_dead_letter_of_a_file_is_sent_again(world: World) -> None:
     assert await dead_letters.retry(world.store, letter.message_id)
     await world.try_again(platform)
     assert platform.sent[-1] == (2, "", b"the bytes")
+
+
+# What programs send
+
+
+async def uploaded(world: World, name: str) -> Attachment:
+    async def pieces() -> AsyncGenerator[bytes]:
+        yield name.encode()
+
+    told = Attachment("file", "text/plain", "", name)
+    upload = await attachments.add_upload(world.store.database, ONE.id, told)
+    content = await world.keeper.keep(pieces(), "text/plain")
+    assert await attachments.stored(world.store.database, ONE.id, upload, content)
+    return Attachment("file", "text/plain", attachments.upload_ref(upload), name)
+
+
+NOTE = "(There is a file, a.txt, which can't be sent in this chat.)"
+
+
+@pytest.mark.parametrize(
+    ("way", "text", "parts"),
+    [
+        ("part", "look", [(1, "look", None), (2, "", b"a.txt")]),
+        ("part", "", [(1, "", b"a.txt")]),
+        ("read", "look", [(1, "look", None)]),
+        ("read", "", [(1, "", None)]),
+        ("none", "look", [(1, f"look\n\n{NOTE}", None)]),
+        ("none", "", [(1, NOTE, None)]),
+    ],
+)
+async def test_files_go_as_those_of_replies_do(
+    world: World, way: Literal["none", "part", "read"], text: str, parts: list[tuple[int, str, bytes | None]]
+) -> None:
+    platform, file = Chat(files=way), await uploaded(world, "a.txt")
+    receipt = await world.store.receive(said(to=ONE))
+    session = await sessions.get_session(world.store.database, receipt.session_id)
+    assert session is not None
+    async with AsyncExitStack() as stack:
+        await world.begin(stack, platform)
+        sender = Sender(world.store, {"webchat": platform}, world.deliverer, Texts())
+        first = await sender.send(session, "1", text, [file])
+        assert isinstance(first, SentMessage)
+        again = await sender.send(session, "1", text, [file])
+        assert again == SentMessage("duplicate", *first[1:])
+        while await rows(world.dsn, "select from deliveries where status <> 'sent'"):
+            await asyncio.sleep(0.01)
+    assert platform.sent == parts
+    assert await world.files() == [("stored", "a.txt", True)], "it is with the message all the same"

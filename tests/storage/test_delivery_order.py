@@ -91,6 +91,17 @@ class Run:
         if noticed is not None and noticed[2] is not None:
             self.take(Delivery(place.id, noticed[1], 1, 1, noticed[2], noticed[0], place, text))
 
+    async def message(self, place: Address) -> None:
+        """Of a program; who has stored it looks for what is due."""
+        store = self.store()
+        receipt = await store.receive(said(to=place, skip_reason="not_addressed"))
+        session = await sessions.get_session(store.database, receipt.session_id)
+        assert session is not None
+        parts = self.chance.randint(1, 3)
+        await outbox.store_message(store.database, session, str(receipt.message_id), "news", (), {}, parts)
+        for delivery in await outbox.due_deliveries(store.database, HERE, self.repeatable, 10, place.id):
+            self.take(delivery)
+
     async def send(self, delivery: Delivery) -> None:
         """What a sender may come to. It holds nothing afterwards but what it is given."""
         self.platform.send(delivery)
@@ -149,11 +160,13 @@ async def test_one_thing_after_another_in_any_order(database: str, seed: int, *,
     async with opened(database) as store, looking(database) as connection:
         run = Run([store], seed, repeatable=repeatable)
         for _ in range(60):
-            match run.chance.choice(["reply", "reply", "notice", "send", "send", "send", "sweep"]):
+            match run.chance.choice(["reply", "reply", "notice", "message", "send", "send", "send", "sweep"]):
                 case "reply":
                     await run.reply(run.chance.choice(run.places))
                 case "notice":
                     await run.notice(connection, run.chance.choice(run.places))
+                case "message":
+                    await run.message(run.chance.choice(run.places))
                 case "send" if run.held:
                     await run.send(run.held.pop(run.chance.randrange(len(run.held))))
                 case _:
@@ -178,6 +191,7 @@ async def test_all_at_once_in_several_processes(any_database: str, seed: int) ->
             await asyncio.gather(
                 *(run.send(delivery) for delivery in held),
                 *(run.reply(place) for place in run.places for _ in range(2)),
+                *(run.message(place) for place in run.places),
                 *(outbox_due(run) for _ in range(2)),
             )
             await run.notice(connection, run.chance.choice(run.places))

@@ -190,6 +190,8 @@ STATEMENTS: dict[str, list[object]] = {
     "find_pending": [100, ["webchat"], ["main"]],
     "lock_lost": [[CHAT.id], [UUID(int=7)]],
     "set_aside": [[CHAT.id], [UUID(int=7)], 3],
+    "sent_before": [CHAT.id, f"key {LONG}"],
+    "store_message": [CHAT.id, SESSION, new_message_id(), "text", "sent:1", "[]", None, 2, [b"waiting", b"f1"]],
     "due_deliveries": [100, ["webchat"], None, ["webchat"], ["main"], 8],
     "finish_deliveries": [[CHAT.id], [1], [1], ["sent"], [None], [None], [0.0], [1], [False], [False]],
     "renew_delivery": [CHAT.id, 1, 1, 1],

@@ -732,6 +732,25 @@ async def test_the_launcher_believes_only_the_chat(browser: Browser, database: s
             await expect(page.locator(".dot")).to_be_hidden()
 
 
+async def test_what_a_program_sends_leaves_the_growing_answer_alone(page: Page, bridge: BridgeProcess) -> None:
+    await say(page, LONG)
+    await expect(page.locator("#partial")).to_contain_text("word20")
+    await page.evaluate("""() => {
+      const partial = document.querySelector("#partial");
+      window.hidden = 0;
+      new MutationObserver(() => (window.hidden += partial.hidden)).observe(partial, { attributes: true });
+    }""")
+    kept = json.loads(await page.evaluate("localStorage.getItem('chat-bridge')"))
+    where = {"conversation": kept["conversation"], "platform": "webchat"}
+    _, session = await call(bridge.url, "GET", "/api/v1/sessions/active", params=where)
+    path, message = f"/api/v1/sessions/{session['id']}/messages", {"client_msg_id": "1", "text": "**News**"}
+    assert (await call(bridge.url, "POST", path, json=message))[0] == 202
+    await until_shown(page, f"> {LONG}", "News")
+    assert await page.evaluate("window.hidden") == 0
+    await until_shown(page, f"> {LONG}", "News", LONG)
+    await expect(page.locator("#partial")).to_be_hidden()
+
+
 async def test_what_was_erased_leaves_the_page(page: Page, bridge: BridgeProcess) -> None:
     await say(page, "a secret")
     await until_shown(page, "> a secret", "a secret")

@@ -97,11 +97,21 @@ class Deliverer:
             if isinstance(answer, Moved):
                 await self._move(delivery, answer.conversation)
             elif result.status == "pending" and result.retry_seconds <= SOON_SECONDS:
-                self._retry_soon(delivery.conversation_id, result.retry_seconds)
+                self.send_soon(delivery.conversation_id, result.retry_seconds)
 
     async def redeliver(self, accounts: Accounts) -> int:
         """Take what is due of these accounts and begin to send it; how many there were. Raises StorageError."""
         return await self._take(accounts, MOST_AT_ONCE - len(self._sending))
+
+    def send_soon(self, conversation: ConversationId, seconds: float = 0.0) -> None:
+        """Begin to send what is due in a conversation after so many seconds, beside the caller."""
+
+        async def send() -> None:
+            await asyncio.sleep(seconds)
+            await self._take(self._accounts, MOST_AT_ONCE, conversation)
+
+        if not self._closing:
+            self._start(self._waiting, send())
 
     def hold(self, platform: str, account: str, seconds: float) -> None:
         """The platform wants this account to wait: send nothing for it meanwhile."""
@@ -135,14 +145,6 @@ class Deliverer:
 
     async def _due(self, accounts: Accounts, most: int, conversation: ConversationId | None) -> Sequence[Delivery]:
         return await outbox.due_deliveries(self._store.database, accounts, self._repeatable, most, conversation)
-
-    def _retry_soon(self, conversation: ConversationId, seconds: float) -> None:
-        async def retry() -> None:
-            await asyncio.sleep(seconds)
-            await self._take(self._accounts, MOST_AT_ONCE, conversation)
-
-        if not self._closing:
-            self._start(self._waiting, retry())
 
     def _start(self, tasks: set[asyncio.Task[None]], work: Coroutine[None, None, None]) -> None:
         def ended(task: asyncio.Task[None]) -> None:
@@ -285,7 +287,7 @@ class Deliverer:
         log.info("conversation.moved", conversation=str(delivery.conversation_id), to=str(new.id))
         # Where the new id was in use already, the delivery stayed, but goes to the new id as well.
         for where in (new.id, delivery.conversation_id):
-            self._retry_soon(where, MOVED_SECONDS)
+            self.send_soon(where, MOVED_SECONDS)
 
     def _tell(self, result: DeliveryResult) -> None:
         delivery = result.delivery
@@ -331,4 +333,5 @@ def _part(delivery: Delivery) -> OutboundPart:
         idempotency_key=str(delivery.idempotency_key),
         reply_to=delivery.metadata.get("reply_to") if delivery.part == 1 else None,
         replaces=delivery.replaces,
+        unasked=delivery.metadata.get("unasked", False),
     )

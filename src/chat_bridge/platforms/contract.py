@@ -121,7 +121,8 @@ class OutboundPart:
 
     `reply_to` is the platform's id of the message to quote, on the first part and in groups only. `buttons` are on the
     last part of the text only. `replaces` is the platform's id of a message that showed this answer as it grew: it
-    becomes this part, so that sending again changes nothing.
+    becomes this part, so that sending again changes nothing. `unasked`: a program sent it, so it ends no answer that is
+    being shown.
     """
 
     conversation_id: ConversationId
@@ -135,6 +136,7 @@ class OutboundPart:
     buttons: Sequence[Button] = ()
     replaces: str | None = None
     file: OutboundFile | None = None
+    unasked: bool = False
 
 
 @dataclass(frozen=True, slots=True)

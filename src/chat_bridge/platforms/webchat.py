@@ -44,7 +44,11 @@ class WebChat(Platform):
 
     async def send(self, part: OutboundPart) -> Sent:
         """The reply is stored: tell the pages to read it."""
-        await self._sink.end_partial(part.conversation_id, {"type": "message", "seq": part.seq})
+        event = {"type": "message", "seq": part.seq}
+        if part.unasked:
+            await self._sink.publish(part.conversation_id, event)
+        else:
+            await self._sink.end_partial(part.conversation_id, event)
         return Sent(str(part.seq))
 
     async def show_typing(self, turn: Turn) -> None:

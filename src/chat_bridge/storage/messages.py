@@ -30,6 +30,7 @@ from chat_bridge.storage.text import from_jsonb, storable, storable_or_none, to_
 
 # An entry of an index may have 2704 bytes; no platform comes near.
 _LONGEST_ID = 1000
+_SENT = "sent:"
 _ATTACHMENT_FIELDS = {each.name for each in fields(Attachment)}
 
 
@@ -83,13 +84,21 @@ def require_storable(arrival: Arrival) -> None:
 
 def stored_key(event: InboundEvent) -> str:
     """The event key as it is stored."""
-    return _as_stored(event.event_key)
+    return inbound_key(event.event_key)
 
 
-def _as_stored(key: str) -> str:
-    """A key as PostgreSQL can hold it; of one that is too long for an index, its hash."""
+def inbound_key(key: str) -> str:
+    """An event key as it is stored: as PostgreSQL can hold it; its hash if it is too long for an index, or could be a
+    `sent_key`."""
     key = storable(key)
-    return key if len(key.encode()) <= _LONGEST_ID else f"sha256:{sha256(key.encode()).hexdigest()}"
+    if len(key.encode()) <= _LONGEST_ID and not key.startswith(_SENT):
+        return key
+    return f"sha256:{sha256(key.encode()).hexdigest()}"
+
+
+def sent_key(client_msg_id: str) -> str:
+    """The key of a message that a program sends; none that comes in has it."""
+    return _SENT + storable(client_msg_id)
 
 
 def _lock_order(pair: tuple[int, Arrival]) -> tuple[ConversationId, int]:
@@ -174,9 +183,9 @@ async def edit(database: Database, event: InboundEvent) -> Edited | None:
         version["deleted"] = True
     elif event.attachments and event.album is None:
         version["attachments"] = files_as_json(event.attachments)
-    keys = [_as_stored(event.about)] if event.about is not None else []
+    keys = [inbound_key(event.about)] if event.about is not None else []
     if event.album and event.text:
-        keys.append(_as_stored(_album_key(event.album)))
+        keys.append(inbound_key(_album_key(event.album)))
     for key in keys:
         row = await database.fetch_one("edit", event.address.id, key, stored_key(event), to_jsonb(version))
         if row is not None:
@@ -196,7 +205,7 @@ async def add_to_album(database: Database, arrival: Arrival) -> Receipt | Litera
     """Add a message to the one that holds its album. `first`: there is none yet; `late`: it can't take more."""
     event = arrival.event
     assert event.album is not None
-    key = _as_stored(_album_key(event.album))
+    key = inbound_key(_album_key(event.album))
     async with database.transaction() as transaction:
         rows = await transaction.fetch("lock_album", event.address.id, key, stored_key(event))
         if not rows:

@@ -3,13 +3,23 @@
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 from uuid import UUID
 
-from chat_bridge.model import Address, Attachment, ConversationId, Json, MessageId, Seq
-from chat_bridge.storage.messages import attachments_of
+from chat_bridge.model import (
+    Address,
+    Attachment,
+    ConversationId,
+    Json,
+    MessageId,
+    Seq,
+    Session,
+    new_message_id,
+)
+from chat_bridge.storage.attachments import key
+from chat_bridge.storage.messages import attachments_of, files_as_json, sent_key
 from chat_bridge.storage.postgres import Database, Record
-from chat_bridge.storage.text import from_jsonb, storable_or_none
+from chat_bridge.storage.text import from_jsonb, storable, storable_or_none, to_jsonb
 
 TAKEN_SECONDS = 30.0  # as outbox.sql has it
 MOST_FAILURES = 8  # of one delivery, within the 24 hours that `give_up_at` sets: then it is a dead letter
@@ -58,6 +68,45 @@ class DeliveryResult:
     retry_seconds: float = 0.0
     failure: bool = False
     ends: bool = False
+
+
+class SentMessage(NamedTuple):
+    """A message that a program sent: stored now, or (`duplicate`) before, or (`conflict`) there is another under its
+    key, of which this tells."""
+
+    status: Literal["stored", "duplicate", "conflict"]
+    message_id: MessageId
+    conversation_id: ConversationId
+    seq: Seq
+
+
+async def store_message(
+    database: Database,
+    session: Session,
+    client_msg_id: str,
+    text: str,
+    uploads: Sequence[Attachment],
+    metadata: Json,
+    parts: int,
+) -> SentMessage | Literal["not_active", "upload_gone"]:
+    """Store a message of a program in an active session, outside of any turn, and its parts in the outbox; once for
+    each `client_msg_id` in the conversation. `not_active`: the session has ended; `upload_gone`: one of the files is
+    another message's by now, or has expired; nothing was stored then. Raises StorageError."""
+    text, event_key, message = storable(text), sent_key(client_msg_id), new_message_id()
+    async with database.transaction() as transaction:
+        held = await transaction.fetch("lock_session", session.id)
+        # It may have moved since it was looked up.
+        where = held[0]["conversation_id"] if held else session.conversation_id
+        for before in await transaction.fetch("sent_before", where, event_key):
+            refs = [file.ref for file in attachments_of(before)]
+            same = before["content_text"] == text and refs == [file.ref for file in uploads]
+            return SentMessage("duplicate" if same else "conflict", before["id"], where, before["seq"])
+        if not held:
+            return "not_active"
+        files, keys = to_jsonb(files_as_json(uploads)), [key(file) for file in uploads]
+        place = where, session.id, message
+        rows = await transaction.fetch("store_message", *place, text, event_key, files, to_jsonb(metadata), parts, keys)
+        return SentMessage("stored", message, where, rows[0]["seq"]) if rows else "upload_gone"
 
 
 def file_of(part: int, attachments: Sequence[Attachment], metadata: Json) -> Attachment | None:

@@ -65,7 +65,7 @@ class Admission:
 
 def is_upload(path: str) -> bool:
     """Whether the body of a request is a file, which is not held in memory and may be large."""
-    return path.startswith("/api/v1/chat/") and path.endswith("/uploads")
+    return path.startswith(("/api/v1/chat/", "/api/v1/sessions/")) and path.endswith("/uploads")
 
 
 class _Room:

@@ -4,13 +4,15 @@ from datetime import UTC, datetime
 from typing import Annotated, Any, Literal
 from uuid import UUID
 
-from fastapi import APIRouter, Depends, Path, Query
+from fastapi import APIRouter, Depends, Path, Query, Request, Response
 from pydantic import AfterValidator, AwareDatetime, BaseModel
 
 from chat_bridge.model import Address, BusyPolicy, ConversationId, Seq, Session, SessionId
 from chat_bridge.storage import messages, sessions
-from chat_bridge.web.auth import Used, api_client
-from chat_bridge.web.chat import MAX_SEQ, Messages, views
+from chat_bridge.storage.messages import sent_key
+from chat_bridge.web import uploads
+from chat_bridge.web.auth import ApiClient, Used, api_client, limit_sending
+from chat_bridge.web.chat import MAX_SEQ, USED_BEFORE, Accepted, Messages, MessageToSend, views
 from chat_bridge.web.problems import Problem, problem_responses
 
 router = APIRouter(
@@ -163,6 +165,57 @@ async def get_messages(
     return Messages(messages=await views(used, session.conversation_id, found[-limit:]), has_more=len(found) > limit)
 
 
+@router.post(
+    "/{session_id}/uploads",
+    status_code=201,
+    responses=problem_responses(400, 404, 408, 409, 413, 415, 429),
+    openapi_extra={"requestBody": uploads.BODY},
+    summary="Upload a file to send",
+)
+async def upload(session_id: SessionPath, used: Used, request: Request, name: uploads.NameQuery = "") -> uploads.Upload:
+    """Keep a file for a message that will be sent to the session's conversation within a day. The body is the file
+    itself, as it is. When too many wait for a message, the oldest are forgotten."""
+    session = await _session(used, session_id)
+    if session.status != "active":
+        raise _not_active(session)
+    await limit_sending(used, request, ApiClient(), "uploads", str(session.conversation_id))
+    return await uploads.take_in(used, request, session.address, name, None)
+
+
+@router.post(
+    "/{session_id}/messages",
+    status_code=202,
+    responses={200: {"model": Accepted, "description": "Stored before"}} | problem_responses(400, 404, 409, 413, 429),
+    summary="Send a message as the bot",
+)
+async def send(
+    session_id: SessionPath, message: MessageToSend, used: Used, request: Request, response: Response
+) -> Accepted:
+    """Store a message (its text is Markdown), which the platform then gets once all that is before it was sent. The
+    agent does not hear of it."""
+    ids = message.uploads()
+    session = await _session(used, session_id)
+    await limit_sending(used, request, ApiClient(), "sent", str(session.conversation_id))
+    key = sent_key(message.client_msg_id)
+    files = await uploads.of_message(used, session.conversation_id, ids, key)
+    sent = await used.sender.send(session, message.client_msg_id, message.text, files)
+    match sent:
+        case "not_active":
+            raise _not_active(await _session(used, session_id))
+        case "upload_gone":
+            raise Problem(409, "attachments: another message has one of them, or it has expired: upload it again.")
+        case "no_adapter":
+            platform = session.address.platform
+            raise Problem(409, f"The platform {platform} is not served by this process: ask one that serves it.")
+        case _:
+            if sent.status == "conflict":
+                raise Problem(409, USED_BEFORE)
+    duplicate = sent.status == "duplicate"
+    if duplicate:
+        response.status_code = 200
+    return Accepted(id=sent.message_id, conversation_id=sent.conversation_id, seq=sent.seq, duplicate=duplicate)
+
+
 @router.patch("/{session_id}", responses=problem_responses(404), summary="Change a session")
 async def change_session(session_id: SessionPath, change: SessionChange, used: Used) -> SessionView:
     """Give a session a busy policy of its own; null gives it the platform's again."""
@@ -188,3 +241,7 @@ async def _session(used: Used, session_id: UUID) -> Session:
     if session is None:
         raise Problem(404, "There is no session with this id.")
     return session
+
+
+def _not_active(session: Session) -> Problem:
+    return Problem(409, f"The session is {session.status}: name the conversation's active one.")

@@ -27,6 +27,7 @@ from chat_bridge.model import (
     User,
 )
 from chat_bridge.platforms import webchat
+from chat_bridge.storage.messages import inbound_key
 from chat_bridge.storage.redis import SlowReaderError
 from chat_bridge.storage.text import storable
 from chat_bridge.telemetry import STREAMS, log
@@ -50,6 +51,8 @@ MAX_SEQ = 2**63 - 1
 HEARTBEAT_SECONDS = 15
 MOST_ATTACHMENTS = 10
 SEND_SECONDS = 30  # a reader that takes nothing for this long is cut off
+
+USED_BEFORE = "This client_msg_id was used before with another text or other files: give every message its own."
 
 EVENT_STREAM: dict[int | str, dict[str, Any]] = {
     200: {
@@ -99,7 +102,7 @@ class NewAttachment(BaseModel):
     upload_id: UUID
 
 
-class NewMessage(BaseModel):
+class MessageToSend(BaseModel):
     """A message to send: a text, files, or both. The same `client_msg_id` again stores nothing."""
 
     model_config = ConfigDict(
@@ -116,6 +119,20 @@ class NewMessage(BaseModel):
     attachments: Annotated[
         list[NewAttachment], Field(max_length=MOST_ATTACHMENTS, json_schema_extra={"uniqueItems": True})
     ] = []
+
+    def uploads(self) -> Sequence[AttachmentId]:
+        """The uploads that it names. Raises Problem for a message that says nothing, or names one twice."""
+        if not self.text.strip() and not self.attachments:
+            raise Problem(422, "text: is empty")
+        ids = [AttachmentId(each.upload_id) for each in self.attachments]
+        if len(set(ids)) < len(ids):
+            raise Problem(422, "attachments: name each upload once")
+        return ids
+
+
+class NewMessage(MessageToSend):
+    """A message to send as a user of web chat."""
+
     user: ChatUser | None = None
 
 
@@ -146,6 +163,7 @@ class Message(BaseModel):
     client_msg_id: str | None = None
     sender: Sender | None = None
     notice: str | None = Field(None, description="Set on texts of the bridge itself: which one it is.")
+    unasked: bool = Field(False, description="A program sent it: it is nobody's answer.")
     status: Literal["pending", "answered", "failed", "cancelled", "skipped", "sent"]
     reason: str | None = Field(None, description="Why a message was skipped, failed or cancelled.")
     attachments: list[AttachmentView] = []
@@ -161,9 +179,10 @@ class Message(BaseModel):
             direction=stored.direction,
             text=(versions[-1].text or "") if versions else written,
             created_at=stored.created_at,
-            client_msg_id=stored.event_key,
+            client_msg_id=stored.event_key if stored.direction == "inbound" else None,
             sender=Sender(id=stored.sender_id, name=stored.metadata.get("user_name")) if stored.sender_id else None,
             notice=stored.metadata.get("notice"),
+            unasked=stored.metadata.get("unasked", False),
             status="sent" if stored.status == "stored" else stored.status,
             reason=stored.metadata.get("reason"),
             attachments=list(attachments),
@@ -227,24 +246,19 @@ async def send(
 ) -> Accepted:
     """Store a message; when this answers, it is kept and will be answered once, in order."""
     await limit_sending(used, request, caller, "conversation", conversation)
-    if not message.text.strip() and not message.attachments:
-        raise Problem(422, "text: is empty")
+    ids = message.uploads()
     most = used.settings.webchat_max_text
     if len(message.text) > most:
         raise Problem(422, f"text: has {len(message.text)} characters, at most {most} are taken")
-    ids = [AttachmentId(each.upload_id) for each in message.attachments]
-    if len(set(ids)) < len(ids):
-        raise Problem(422, "attachments: name each upload once")
-    files = await uploads.of_message(used, webchat.address(conversation).id, ids, message.client_msg_id)
+    key = inbound_key(message.client_msg_id)
+    files = await uploads.of_message(used, webchat.address(conversation).id, ids, key)
     receipt = await used.receiver.receive(_event(conversation, message, files, caller))
     duplicate = receipt.status is ReceiveStatus.DUPLICATE
     if receipt.status is ReceiveStatus.CONFLICT or (
         # Looked at here, and not where messages are received: only who sends again pays for it.
         duplicate and not await uploads.are_of(used, receipt.conversation_id, receipt.seq, ids)
     ):
-        raise Problem(
-            409, "This client_msg_id was used before with another text or other files: give every message its own."
-        )
+        raise Problem(409, USED_BEFORE)
     if duplicate:
         response.status_code = 200
     return Accepted(

@@ -7,6 +7,7 @@ from fastapi import Request
 
 from chat_bridge.bridge.keep import Keeper
 from chat_bridge.bridge.receive import Receiver
+from chat_bridge.bridge.send import Sender
 from chat_bridge.model import ConversationId, Seq
 from chat_bridge.platforms.contract import Platform
 from chat_bridge.settings import Settings
@@ -27,6 +28,7 @@ class Services:
     store: Store
     hot: Hot
     receiver: Receiver
+    sender: Sender
     platforms: Mapping[str, Platform]
     keeper: Keeper
     blobs: Blobs

@@ -11,7 +11,7 @@ from pydantic import BaseModel
 
 from chat_bridge.bridge.keep import NotKeptError, TypeNotTakenError, plain_name
 from chat_bridge.errors import PlaceError, StorageError
-from chat_bridge.model import Attachment, AttachmentId, ConversationId, Seq, kind_of
+from chat_bridge.model import Address, Attachment, AttachmentId, ConversationId, Seq, kind_of
 from chat_bridge.platforms import webchat
 from chat_bridge.storage import attachments, messages
 from chat_bridge.storage.attachments import Content
@@ -25,10 +25,11 @@ MOST_FILES = 20
 MOST_BYTES = 10  # times ATTACHMENT_MAX_BYTES
 AWAY = {"Retry-After": str(RETRY_SECONDS)}
 _MIME_TYPE = re.compile(r"[a-z0-9][a-z0-9!#$&^_.+-]{0,63}/[a-z0-9][a-z0-9!#$&^_.+-]{0,126}")
-_BODY: dict[str, Any] = {
+BODY: dict[str, Any] = {
     "required": True,
     "content": {"*/*": {"schema": {"type": "string", "format": "binary", "minLength": 1}}},
 }
+NameQuery = Annotated[str, Query(description="The file's name, percent-encoded UTF-8.")]
 
 router = APIRouter(tags=["chat"])
 
@@ -49,7 +50,7 @@ class Upload(BaseModel):
     "/chat/{conversation}/uploads",
     status_code=201,
     responses=problem_responses(400, 401, 403, 408, 413, 415, 422, 429, 503),
-    openapi_extra={"requestBody": _BODY},
+    openapi_extra={"requestBody": BODY},
     summary="Upload a file",
 )
 async def upload(
@@ -57,12 +58,19 @@ async def upload(
     caller: Caller,
     used: Used,
     request: Request,
-    name: Annotated[str, Query(description="The file's name, percent-encoded UTF-8.")] = "",
+    name: NameQuery = "",
 ) -> Upload:
     """Keep a file for a message that will be sent within a day. The body is the file itself, as it is. When too many
     wait for a message, the oldest are forgotten."""
     await limit_sending(used, request, caller, "uploads", conversation)
-    where, length = webchat.address(conversation).id, request.headers.get("content-length", "")
+    address = caller_address(request) if isinstance(caller, Visitor) else None
+    return await take_in(used, request, webchat.address(conversation), name, address)
+
+
+async def take_in(used: Used, request: Request, where: Address, name: str, caller: str | None) -> Upload:
+    """Keep the body of a request as an upload of a conversation. `caller` is the address that it counts for, if it
+    does. Raises Problem."""
+    length = request.headers.get("content-length", "")
     told = Attachment(
         kind=kind_of(said := _said(request)),
         mime_type=said,
@@ -72,17 +80,16 @@ async def upload(
     )
     of_address: Shares = request.app.state.uploads
     of_conversation: Shares = request.app.state.uploads_here
-    address = caller_address(request) if isinstance(caller, Visitor) else None
-    with of_address.place(address), of_conversation.place(conversation):
-        upload, content = await _keep(used, where, told, request)
-    ATTACHMENTS.labels(webchat.NAME, "stored").inc()
-    ATTACHMENT_BYTES.labels(webchat.NAME).inc(content.size)
+    with of_address.place(caller), of_conversation.place(str(where.id)):
+        upload, content = await _keep(used, where.id, told, request)
+    ATTACHMENTS.labels(where.platform, "stored").inc()
+    ATTACHMENT_BYTES.labels(where.platform).inc(content.size)
     log.info(
         "attachment.stored",
         size=content.size,
         mime_type=content.mime_type,
         attachment=str(upload),
-        conversation=str(where),
+        conversation=str(where.id),
     )
     return Upload(
         id=upload,
@@ -109,10 +116,10 @@ async def take_back(conversation: ConversationPath, upload_id: UUID, _caller: Ca
 
 
 async def of_message(
-    used: Used, conversation: ConversationId, ids: Sequence[AttachmentId], client_msg_id: str
+    used: Used, conversation: ConversationId, ids: Sequence[AttachmentId], event_key: str
 ) -> Sequence[Attachment]:
-    """The uploads that a message names, as its files. Raises Problem for those that it can't have. Two messages that
-    name one upload in the same moment may both show it; it stays the first one's."""
+    """The uploads that a message (by its stored key) names, as its files. Raises Problem for those that it can't have.
+    Two messages of users that name one upload in the same moment may both show it; it stays the first one's."""
     if not ids:
         return ()
     named = [Attachment("file", "", attachments.upload_ref(each)) for each in ids]
@@ -124,7 +131,7 @@ async def of_message(
             raise Problem(404, f"attachments.{number}: this conversation has no such upload; it may have expired.")
         if upload.content is None:
             raise Problem(409, f"attachments.{number}: the upload is not complete.")
-        if upload.seq is not None and not await _is_of(used, conversation, upload.seq, client_msg_id):
+        if upload.seq is not None and not await _is_of(used, conversation, upload.seq, event_key):
             raise Problem(409, f"attachments.{number}: another message has this upload; upload the file again.")
         content = upload.content
         files.append(
@@ -146,10 +153,10 @@ async def are_of(used: Used, conversation: ConversationId, seq: Seq, ids: Sequen
     return refs == [attachments.upload_ref(each) for each in ids]
 
 
-async def _is_of(used: Used, conversation: ConversationId, seq: Seq, client_msg_id: str) -> bool:
+async def _is_of(used: Used, conversation: ConversationId, seq: Seq, event_key: str) -> bool:
     """Whether this is that message: then it is sent once more."""
     found = await messages.history(used.store.database, conversation, before=Seq(seq + 1), limit=1)
-    return bool(found) and found[0].seq == seq and found[0].event_key == client_msg_id
+    return bool(found) and found[0].seq == seq and found[0].event_key == event_key
 
 
 async def _keep(used: Used, where: ConversationId, told: Attachment, request: Request) -> tuple[AttachmentId, Content]:

@@ -1,3 +1,58 @@
+-- name: sent_before
+-- The message that a program sent under this key.
+select id, seq, content_text, attachments from messages where conversation_id = $1 and event_key = $2;
+
+-- name: store_message
+-- Store a message of a program outside of any turn, with the uploads that it has ($9, their keys) and its outbox rows,
+-- which the sweep sends too. Nothing is stored if one of the uploads is gone, or another message's. Run after
+-- `lock_session`, so that it sees the reply that was stored just before. A `complete` that waits for the session does not
+-- see these deliveries: that `error_told_at` has changed tells it that there are some.
+with file as materialized (
+  select f.key
+  from unnest($9::bytea[]) as i (key)
+  cross join lateral (
+    select a.key
+    from attachments a
+    where a.conversation_id = $1 and a.key = i.key and a.seq is null and a.status = 'stored'
+    limit 1
+    for update
+  ) f
+), session as (
+  update sessions s
+  set next_seq = s.next_seq + 1, message_count = s.message_count + 1, last_activity = clock_timestamp(),
+    error_told_at = coalesce(s.error_told_at, 'epoch') + interval '1 microsecond'
+  where s.conversation_id = $1 and s.id = $2 and (select count(*) from file) = cardinality($9::bytea[])
+  returning s.conversation_id, s.id, s.next_seq - 1 as seq
+), message as (
+  insert into messages (
+    conversation_id, seq, id, session_id, direction, status, content_text, event_key, attachments, metadata
+  )
+  select conversation_id, seq, $3, id, 'outbound', 'stored', $4, $5, $6::jsonb, $7::jsonb
+  from session
+), files as (
+  update attachments a
+  set seq = s.seq
+  from session s, file f
+  where a.conversation_id = s.conversation_id and a.key = f.key
+), outbox as (
+  -- Due at once, unless an earlier one is on its way: its sender takes this one too.
+  insert into deliveries (conversation_id, seq, part, idempotency_key, status, next_attempt_at)
+  select
+    s.conversation_id, s.seq, part, md5($3::uuid || ':' || part)::uuid, 'pending',
+    clock_timestamp() + case when now then interval '0' else interval '5 seconds' end
+  from session s
+  left join lateral (
+    select d.status
+    from deliveries d
+    where d.conversation_id = s.conversation_id
+    order by d.seq desc, d.part desc
+    limit 1
+  ) before on true
+  cross join generate_series(1, $8::integer) part
+  cross join lateral (select part = 1 and coalesce(before.status not in ('pending', 'sending'), true) as now) first
+)
+select seq from session;
+
 -- name: finish_deliveries
 -- Record what the platform answered: receipts in bulk, fenced by the attempt that sent them. When that is final, the
 -- next delivery of the conversation is taken at once, for the same sender; with `ends`, all that follow fail too.

@@ -70,7 +70,7 @@ from old;
 
 -- name: lock_session
 -- Hold an active session: nothing is received in it until the transaction ends.
-select id from sessions where id = $1 and status = 'active' for update;
+select id, conversation_id from sessions where id = $1 and status = 'active' for update;
 
 -- name: close_session
 -- Close a session for good; the next message opens another. What waits in it, and a turn that runs, is cancelled: a

@@ -59,7 +59,7 @@ const composer = new Composer(element("composer"), texts, Number(maxText), uploa
 
 const EVENTS = {
   message(message) {
-    if (message.direction === "outbound" && !message.notice) endTurn();
+    if (message.direction === "outbound" && !message.notice && !message.unasked) endTurn();
     showNew(message);
   },
   attachment(message) {
