@@ -90,6 +90,7 @@ RIGHT: dict[str, tuple[str, object]] = {
     "SESSION_IDLE_MINUTES": ("90", 90),
     "SESSION_DAILY_AT": ("00:30", "00:30"),
     "SESSION_TIMEZONE": ("Asia/Ho_Chi_Minh", "Asia/Ho_Chi_Minh"),
+    "SESSION_SUMMARY": ("true", True),
     "LEASE_SECONDS": ("3", 3.0),
     "TURN_TIMEOUT_SECONDS": ("86400", 86400.0),
     "MAX_TURNS": ("5", 5),

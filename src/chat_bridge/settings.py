@@ -548,6 +548,12 @@ class Settings(BaseModel):
     session_timezone: Annotated[str, AfterValidator(_timezone)] = _setting(
         "UTC", "SESSION_TIMEZONE", "The time zone of SESSION_DAILY_AT.", "Asia/Ho_Chi_Minh"
     )
+    session_summary: bool = _setting(
+        False,
+        "SESSION_SUMMARY",
+        "With SESSION_ROTATION: the agent sums up the session that ends, and the new one begins with that.",
+        "true",
+    )
     lease_seconds: float = _setting(
         30.0, "LEASE_SECONDS", "How long a turn stays its worker's without a renewal.", "60", ge=3, le=600
     )

@@ -30,6 +30,12 @@ TEXTS: Mapping[str, Mapping[str, str]] = {
         "not_yours_to_decide": "Only who asked for it may decide this.",
         "file_missing": "(The file {file} can't be sent: {reason}.)",  # both filled in
         "file_not_here": "(There is a file, {file}, which can't be sent in this chat.)",  # the file filled in
+        # To the agent, not to the user.
+        "summarise": (
+            "Sum up our conversation so far for yourself, in at most 200 words: who I am, what was asked, decided and "
+            "promised, and what is still open. Write nothing else."
+        ),
+        "summary": "What we talked about before, as you summed it up:\n\n{summary}",  # filled in
         "truncated": "(The answer was too long and ends here.)",
         "unreachable": "I can't reach the assistant at the moment. Please try again in a little while.",
         "unauthorized": "The assistant is not set up correctly. Its operator has been told.",
@@ -61,6 +67,11 @@ TEXTS: Mapping[str, Mapping[str, str]] = {
         "not_yours_to_decide": "Chỉ người đã yêu cầu mới được quyết định việc này.",
         "file_missing": "(Không gửi được tệp {file}: {reason}.)",
         "file_not_here": "(Có một tệp, {file}, không gửi được trong cuộc trò chuyện này.)",
+        "summarise": (
+            "Hãy tóm tắt cuộc trò chuyện của chúng ta cho chính bạn, tối đa 200 từ: tôi là ai, đã hỏi gì, quyết định "
+            "và hứa gì, còn việc gì dang dở. Không viết gì thêm."
+        ),
+        "summary": "Những gì chúng ta đã nói trước đây, theo tóm tắt của bạn:\n\n{summary}",
         "truncated": "(Câu trả lời quá dài nên dừng ở đây.)",
         "unreachable": "Hiện tôi không liên lạc được với trợ lý. Vui lòng thử lại sau ít phút.",
         "unauthorized": "Trợ lý chưa được cài đặt đúng. Người quản trị đã được báo.",

@@ -5,7 +5,7 @@ import logging
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Container, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatch
 from typing import Any
 
@@ -21,7 +21,7 @@ from chat_bridge.agents.contract import (
     Started,
     TextDelta,
 )
-from chat_bridge.bridge import decide
+from chat_bridge.bridge import carry, decide
 from chat_bridge.bridge.claim import Running
 from chat_bridge.bridge.deliver import Deliverer, rendered
 from chat_bridge.bridge.fetch import Fetcher
@@ -241,6 +241,8 @@ class Answerer:
                 # Before the call: a decision that may have been carried out must not be sent again by another turn.
                 await turns.note(self._store.database, turn, {"approval": None})
             async with asyncio.timeout(self._settings.turn_timeout_seconds), self._showing(platform, running, draft):
+                if self._settings.session_summary:
+                    request = await self._with_summary(request, turn)
                 await self._read(request, running, draft)
         except AgentError as error:
             draft.outcome, draft.error = error.outcome, error.detail
@@ -254,6 +256,10 @@ class Answerer:
             draft.outcome, draft.error = TurnOutcome.ERROR, type(error).__name__
         finally:
             held.drop()
+
+    async def _with_summary(self, request: AgentRequest, turn: Turn) -> AgentRequest:
+        told = await carry.summary(self._store.database, self._agent, self._texts, turn, request)
+        return request if told is None else replace(request, messages=[told, *request.messages])
 
     async def _read(self, request: AgentRequest, running: Running, draft: Draft) -> None:
         with tracing.span(f"agent {self._agent.name}", "client"), AGENT_SECONDS.labels(self._agent.name).time():
@@ -456,6 +462,8 @@ class Answerer:
             left |= decide.decided(turn, failed=outcome.turn_status != "done")
         if turn.group and not turn.messages[-1].is_command and outcome.turn_status == "done":
             left["heard_seq"] = turn.messages[-1].seq
+        if turn.metadata.get("follows") and not draft.notice and outcome.turn_status == "done":
+            left["follows"] = None  # the agent knows what was before, as far as it is told
         return Completion(
             turn=turn,
             outcome=outcome,

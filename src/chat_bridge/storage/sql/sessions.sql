@@ -29,14 +29,15 @@ insert into sessions (
 select
   o.conversation_id, $4, o.platform, o.account, o.platform_conversation_id, o.thread, o.user_id, o.mode, o.id,
   o.next_seq, $3, b.last_inbound_seq, b.pending_since, o.error_told_at, (select count(*) from moved),
-  o.metadata - 'approval'
+  o.metadata - '{approval,follows,summary}'::text[]
 from old o, before b
 returning id;
 
 -- name: rotate_ended
 -- Close the active sessions of these conversations in which nothing happened since a moment, and open the successors
 -- ($2, an id for each), where one of the messages that come ($4, their keys) is new. A session in which something waits or
--- is being answered goes on.
+-- is being answered goes on. The successor knows what it follows, for a summary, if anything was said there; an agent that
+-- waits for an approval can't be asked for one.
 with given as (
   select * from unnest($1::uuid[], $2::uuid[]) as g (conversation_id, successor)
 ), held as materialized (
@@ -65,7 +66,11 @@ insert into sessions (
 )
 select
   conversation_id, successor, platform, account, platform_conversation_id, thread, user_id, mode, id,
-  next_seq, answered_seq, last_inbound_seq, error_told_at, metadata - 'approval'
+  next_seq, answered_seq, last_inbound_seq, error_told_at,
+  metadata - '{approval,follows,summary}'::text[] || case
+    when message_count > 0 and metadata ->> 'approval' is null then jsonb_build_object('follows', id)
+    else '{}'
+  end
 from old;
 
 -- name: lock_session
