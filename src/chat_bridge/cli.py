@@ -312,7 +312,9 @@ def export_person(
 ) -> None:
     """Write all that is kept of a person into a ZIP: what they wrote, the answers, their files and their name."""
     of = {"platform": platform, "user": user} | ({"account": account} if account else {})
-    _run(_with_eraser(load_settings(), partial(_export_person, of=of, output=output)))
+    settings = load_settings()
+    configure_logging("error", settings.log_format)
+    _run(_with_eraser(settings, partial(_export_person, of=of, output=output)))
 
 
 @cli.command("search")
@@ -456,7 +458,9 @@ def show_erasure(erasure: Annotated[UUID, typer.Argument(metavar="ID")]) -> None
 @erasures.command("reapply")
 def reapply_erasures() -> None:
     """After a restore that `chat-bridge backup restore` did not do: erase again what was erased since that backup."""
-    _run(_until_signal(_with_eraser(load_settings(), erase.reapply)))
+    settings = load_settings()
+    configure_logging("error", settings.log_format)
+    _run(_until_signal(_with_eraser(settings, erase.reapply)))
 
 
 @cli.command("version")
@@ -598,6 +602,7 @@ async def _export_person(eraser: Eraser, of: Mapping[str, str], output: Path) ->
 
 def _erase(kind: Erasable, of: Mapping[str, str], sure: bool) -> None:
     settings = load_settings()
+    configure_logging("error", settings.log_format)
     work = partial(erase.erase, kind=kind, of=of, sure=sure, backups=settings.backup_to)
     _run(_until_signal(_with_eraser(settings, work)))
 
@@ -605,7 +610,6 @@ def _erase(kind: Erasable, of: Mapping[str, str], sure: bool) -> None:
 async def _with_eraser(settings: Settings, work: Callable[[Eraser], Awaitable[None]]) -> None:
     from chat_bridge.service import make_agent  # loads all that a bridge needs
 
-    configure_logging("error", settings.log_format)
     redis_url = settings.redis_url.get_secret_value() if settings.redis_url else None
     agent = make_agent(settings)
     try:

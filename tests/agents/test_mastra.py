@@ -416,8 +416,8 @@ async def test_check_says_what_to_do(mastra: MastraServer, guarded_mastra: Mastr
 
     assert await check(mastra.endpoint, "nobody") == (
         f"Mastra at {mastra.endpoint} has no agent 'nobody': set MASTRA_AGENT_ID to one that it has "
-        "(approval, big, blind, blocked, echo, empty, failing, files, flaky, flaky-files, image, length, making, slow, "
-        "tool)."
+        "(approval, big, blind, blocked, echo, empty, failing, files, flaky, flaky-files, forgetful, image, knowing, "
+        "length, making, slow, tool)."
     )
     assert await check(guarded_mastra.endpoint) == (
         f"Mastra at {guarded_mastra.endpoint} asks for a key (HTTP 401): correct MASTRA_API_KEY."

@@ -31,8 +31,9 @@ class Cleanup:
         try:
             while True:
                 try:
-                    if await leases.take(self._store.database, LEASE, self._owner, LEASE_SECONDS):
-                        await self.once()
+                    ours = await leases.take(self._store.database, LEASE, self._owner, LEASE_SECONDS)
+                    if ours and (deleted := await self.once()):
+                        log.info("cleanup.deleted", contents=deleted)
                 except StorageError as error:
                     log.warning("cleanup.failed", reason=str(error), effect="it is tried again")
                 await asyncio.sleep(CLEAN_SECONDS)
@@ -65,6 +66,4 @@ class Cleanup:
             deleted += len(gone)
             if not gone:
                 break  # the place is away
-        if deleted:
-            log.info("cleanup.deleted", contents=deleted)
         return deleted

@@ -128,7 +128,9 @@ class Eraser:
                 log.warning("erasure.not_reapplied", reason=str(error), effect="it is tried again")
         for each in await erasure.unfinished(self.database):
             try:
-                await self.carry_out(each)
+                done = await self.carry_out(each)
+                event = "erasure.finished" if done.finished_at else "erasure.not_finished"
+                log.info(event, erasure=str(done.id), **done.receipt)
             except HeldError as error:
                 await erasure.aim(self.database, each.id, each.target, {"not_reached": [str(error)]})
             except (StorageError, PlaceError) as error:  # the others have their turn
@@ -218,11 +220,7 @@ class Eraser:
             work.left["contents"] = await self._delete_objects([UUID(each) for each in contents])
             if work.left["contents"]:
                 reasons.append(f"{len(work.left['contents'])} files in object storage")
-        done = await work.save(reasons)
-        log.info(
-            "erasure.finished" if done.finished_at else "erasure.not_finished", erasure=str(done.id), **done.receipt
-        )
-        return done
+        return await work.save(reasons)
 
     async def _erase_rows(self, work: "_Work") -> None:
         """Delete from PostgreSQL, again and again until nothing is found: a message may move to another session."""

@@ -634,8 +634,8 @@ async def test_libraries_send_every_kind_of_file(telegram: FakeTelegram, chat: C
         assert [await message.content() for message in messages] == [small, oblong, b"no picture"]
     assert by_kind["audio"][0].body["audio"]["file_name"] == "a.mp3"
     assert by_kind["video"][0].body["video"]["file_name"] == "é b.mp4"
-    refused = [reply.text for reply in replies if "text" in reply.body]
-    assert refused == ["Bad Request: PHOTO_INVALID_DIMENSIONS", "Bad Request: IMAGE_PROCESS_FAILED"]
+    refused = [reply.text.upper() for reply in replies if "text" in reply.body]  # one library changes the case
+    assert refused == ["BAD REQUEST: PHOTO_INVALID_DIMENSIONS", "BAD REQUEST: IMAGE_PROCESS_FAILED"]
 
 
 async def test_files_have_limits(telegram: FakeTelegram, chat: Chat) -> None:
