@@ -1,5 +1,6 @@
 """Retention: what goes, what stays, and that the rest never notices."""
 
+import asyncio
 from collections.abc import Mapping
 from datetime import timedelta
 from pathlib import Path
@@ -7,25 +8,28 @@ from pathlib import Path
 import pytest
 
 from chat_bridge.errors import SettingsError
-from chat_bridge.model import Address, Attachment
+from chat_bridge.model import Address, Attachment, EventKind, InboundEvent
 from chat_bridge.policies import Policies, load_policies
 from chat_bridge.settings import load_settings
-from chat_bridge.storage import attachments, retention, sessions
+from chat_bridge.storage import attachments, messages, retention, sessions
 from chat_bridge.storage.outbox import DeliveryResult
 from chat_bridge.storage.store import Store
 from chat_bridge.upkeep.retention import Effect, Retention
 from tests.observe import rows
 from tests.storage.dialogue import (
+    ADA,
     CHAT,
     HERE,
     assert_consistent,
     chat,
     claimed,
     ending,
+    holding_sessions,
     looking,
     opened,
     replied,
     said,
+    waiters,
 )
 
 FILE = Attachment("image", "image/png", "file-1", "a cat.png", 17)
@@ -172,6 +176,47 @@ async def test_what_is_not_done_with_stays(any_database: str) -> None:
     await assert_consistent(any_database)
 
 
+async def test_what_stays_does_not_keep_what_follows(any_database: str) -> None:
+    async with opened(any_database) as store, looking(any_database) as connection:
+        for number in range(151):
+            await replied(store, text=f"answer {number}")
+        await connection.execute("update deliveries set status = case when seq <= 202 then 'pending' else 'sent' end")
+        await age(any_database, 31)
+        await applied(store, days(30))
+        assert await texts(store) == [f"answer {number}" for number in range(101)]
+    await assert_consistent(any_database)
+
+
+async def test_retention_waits_for_who_has_the_session_and_holds_nothing_meanwhile(any_database: str) -> None:
+    async with opened(any_database) as store:
+        await store.receive(said("a file", key="k", attachments=[FILE]))
+        await fetched(store)
+        await silent(store)
+        await age(any_database, 31)
+        async with asyncio.TaskGroup() as tasks, holding_sessions(any_database) as connection:
+            expiring = tasks.create_task(applied(store, days(30)))
+            await waiters(connection, 1)
+            for table in ("messages", "attachments", "contents"):
+                assert len(await connection.fetch(f"select from {table} for update skip locked")) == 1
+        assert expiring.result().messages.total() == 1
+
+
+async def test_an_edit_meanwhile_leaves_no_file_without_a_message(any_database: str) -> None:
+    async with opened(any_database) as store, looking(any_database) as connection:
+        await store.receive(said("a file", key="k", attachments=[FILE]))
+        await silent(store)
+        await age(any_database, 31)
+        await talked(store, "new")
+        async with asyncio.TaskGroup() as tasks:
+            async with store.database.transaction() as transaction:
+                version = '{"key": "k/1", "text": "", "attachments": [{"kind": "image", "ref": "file-2"}]}'
+                await transaction.fetch("edit", CHAT.id, "k", "k/1", version)
+                tasks.create_task(applied(store, days(30)))
+                await waiters(connection, 1)
+        assert await texts(store) == ["hello", "new"]
+        assert (await sizes(any_database))["attachments"] == 0
+
+
 async def test_closed_sessions_go_one_by_one(any_database: str) -> None:
     async with opened(any_database) as store:
         for text in ("one", "two", "three"):
@@ -266,6 +311,83 @@ async def test_files_may_go_before_their_messages(any_database: str) -> None:
         await retention.lift_hold(store.database, chat("other").id)
         await applied(store, rules)
         assert await unused(any_database) == 1
+
+
+async def test_a_file_that_is_needed_stays_however_old(any_database: str) -> None:
+    """It was sent again with a newer message, or is of one that still waits for its answer."""
+    rules = load_policies(load_settings({"ATTACHMENT_RETENTION_DAYS": "7"}, dotenv=None))
+    async with opened(any_database) as store:
+
+        async def left() -> dict[str, str]:
+            found = await rows(any_database, "select distinct conversation_id, status from attachments")
+            return {row["conversation_id"]: row["status"] for row in found}
+
+        for name in ("again", "waiting"):
+            await store.receive(said("a file", to=chat(name), attachments=[FILE]))
+        await fetched(store)
+        await silent(store, chat("again"))
+        await age(any_database, 8)
+        await store.receive(said("once more", to=chat("again"), attachments=[FILE]))
+        await silent(store, chat("again"))
+        retention = Retention(store.database, rules, None, "test")
+        assert (await retention.plan()).files.total() == 0
+        assert (await retention.once()).files.total() == 0
+        assert await left() == {chat("again").id: "stored", chat("waiting").id: "stored"}
+        await silent(store, chat("waiting"))
+        assert (await retention.plan()).files.total() == 1
+        assert (await retention.once()).files.total() == 1
+        assert await left() == {chat("again").id: "stored", chat("waiting").id: "failed"}
+        await age(any_database, 8)
+        assert (await retention.plan()).files.total() == 1
+        assert (await retention.once()).files.total() == 1
+
+
+@pytest.mark.parametrize("how", ["edit", "album"])
+async def test_a_file_that_a_message_got_later_lives_as_long_as_that(any_database: str, how: str) -> None:
+    async with opened(any_database) as store:
+        await store.receive(said("first", attachments=[FILE]))
+        await fetched(store)
+        await silent(store)
+        await age(any_database, 31)
+        if how == "edit":
+            await store.receive(said("second", key="k"))
+            edit = InboundEvent(CHAT, "k/1", ADA, "second", kind=EventKind.EDIT, about="k", attachments=[FILE])
+            assert await messages.edit(store.database, edit) is not None
+        else:
+            other = Attachment("image", "image/png", "file-2", "a dog.png", 18)
+            await store.receive(said("second", album="album", attachments=[other]))
+            await store.receive(said("", album="album", attachments=[FILE]))
+        await silent(store)
+        await applied(store, days(30))
+        assert await texts(store) == ["second"]
+        assert [file.status for file in (await attachments.of(store.database, CHAT.id, [FILE])).values()] == ["stored"]
+
+
+async def test_lifetimes_of_one_policy_may_differ(any_database: str, tmp_path: Path) -> None:
+    rules = policies(
+        tmp_path,
+        """
+        [[policy]]
+        account = "main"
+        retention_days = 100
+        [[policy]]
+        conversations = "group"
+        attachment_retention_days = 1
+        """,
+        attachment_retention_days="7",
+    )
+    async with opened(any_database) as store:
+        for name in ("group", "private"):
+            await store.receive(said("a file", to=chat(name), attachments=[FILE], group=name == "group"))
+            await fetched(store)
+            await silent(store, chat(name))
+        await age(any_database, 8)
+        await applied(store, rules)
+        errors = {}
+        for name in ("group", "private"):
+            (file,) = (await attachments.of(store.database, chat(name).id, [FILE])).values()
+            errors[name] = file.error
+        assert errors == {"group": "files are kept for 1 day", "private": "files are kept for 7 days"}
 
 
 async def test_what_is_on_hold_stays(any_database: str) -> None:

@@ -60,8 +60,11 @@ async def conversations_after(database: Database, last: ConversationId, limit: i
 async def expire_messages(database: Database, old: Moments, of_each: int) -> tuple[Mapping[ConversationId, int], int]:
     """Delete messages that are too old, at most so many of each conversation, with all that belongs to them. How many
     messages went, by conversation, and how many files."""
-    rows = await database.fetch("expire_messages", *_columns(old), of_each)
-    return {row["conversation_id"]: row["messages"] for row in rows}, rows[0]["all_files"] if rows else 0
+    async with database.transaction() as transaction:
+        held = await transaction.fetch("lock_expired_messages", *_columns(old), of_each)
+        keys = [row["conversation_id"] for row in held], [row["seq"] for row in held]
+        rows = await transaction.fetch("expire_messages", *keys, of_each) if held else []
+        return {row["conversation_id"]: row["messages"] for row in rows}, rows[0]["all_files"] if rows else 0
 
 
 async def drop_empty_sessions(database: Database, old: Moments) -> Sequence[ConversationId]:

@@ -22,38 +22,53 @@ left join lateral (
 ) first on true
 order by p.conversation_id;
 
--- name: expire_messages
--- Delete the oldest messages of conversations ($1) that are from before a moment ($2), at most $3 of each, with all that
--- belongs to them. What waits for an answer or is being sent stays for now, and so does what is on hold.
-with doomed as materialized (
-  select m.conversation_id, m.seq, m.session_id, m.attachments, m.metadata
+-- name: lock_expired_messages
+-- Hold the oldest messages of conversations ($1) that are from before a moment ($2), at most $3 of each, and before them
+-- their sessions, in the order in which every statement locks. What waits for an answer or is being sent stays for now; of
+-- each conversation the oldest 1,000 are looked at, so that a few that stay do not keep what follows.
+with old as materialized (
+  select m.conversation_id, m.seq
   from unnest($1::uuid[], $2::timestamptz[]) as i (conversation_id, moment)
   cross join lateral (
-    select m.conversation_id, m.seq, m.session_id, m.created_at, m.attachments, m.metadata
-    from messages m
-    where m.conversation_id = i.conversation_id
-    order by m.seq
+    select o.conversation_id, o.seq
+    from (
+      select m.conversation_id, m.seq, m.session_id, m.created_at
+      from messages m
+      where m.conversation_id = i.conversation_id
+      order by m.seq
+      limit 1000
+    ) o
+    join sessions s on s.conversation_id = o.conversation_id and s.id = o.session_id
+    where o.created_at < i.moment and (s.pending_since is null or o.seq <= s.answered_seq)
+      and not exists (
+        select from deliveries d
+        where d.conversation_id = o.conversation_id and d.seq = o.seq and d.status in ('pending', 'sending')
+      )
+    order by o.seq
     limit $3
   ) m
-  join sessions s on s.conversation_id = m.conversation_id and s.id = m.session_id
-  where m.created_at < i.moment and (s.pending_since is null or m.seq <= s.answered_seq)
-    and not exists (
-      select from deliveries d
-      where d.conversation_id = m.conversation_id and d.seq = m.seq and d.status in ('pending', 'sending')
-    )
-    and not exists (select from holds h where h.conversation_id = m.conversation_id)
-), sessions_held as materialized (
-  -- In the order in which every statement locks them, and before anything else.
-  select s.conversation_id, s.id, d.messages
-  from (select conversation_id, session_id, count(*) as messages from doomed group by 1, 2) d
-  join sessions s on s.conversation_id = d.conversation_id and s.id = d.session_id
-  order by s.conversation_id, s.id
-  for update of s
+)
+select m.conversation_id, m.seq
+from old o
+join messages m on m.conversation_id = o.conversation_id and m.seq = o.seq
+join sessions s on s.conversation_id = m.conversation_id and s.id = m.session_id
+where s.pending_since is null or m.seq <= s.answered_seq -- once more, when they are held
+order by s.conversation_id, s.id, m.seq
+for update of s, m;
+
+-- name: expire_messages
+-- Delete messages ($1, $2) with all that belongs to them, but for what is on hold, and at most $3 turns of each
+-- conversation. Run after `lock_expired_messages`, so that it sees what was written while that waited.
+with doomed as materialized (
+  select m.conversation_id, m.seq, m.session_id, m.attachments, m.metadata
+  from unnest($1::uuid[], $2::bigint[]) as i (conversation_id, seq)
+  join messages m on m.conversation_id = i.conversation_id and m.seq = i.seq
+  where not exists (select from holds h where h.conversation_id = m.conversation_id)
 ), shrunk as (
   update sessions s
-  set message_count = greatest(0, s.message_count - h.messages)
-  from sessions_held h
-  where s.conversation_id = h.conversation_id and s.id = h.id
+  set message_count = greatest(0, s.message_count - d.messages)
+  from (select conversation_id, session_id, count(*) as messages from doomed group by 1, 2) d
+  where s.conversation_id = d.conversation_id and s.id = d.session_id
 ), gone as (
   delete from messages m
   using doomed d
@@ -217,11 +232,18 @@ where s.conversation_id = $1 and s.status = 'archived' and s.last_activity < $2;
 
 -- name: expire_attachments
 -- Files of conversations ($1) that were kept since before a moment ($2), at most $3: their bytes go, their messages stay.
+-- Not if the newest message that has it is younger, or waits for its answer.
 with old as materialized (
   select a.conversation_id, a.key, a.content_id
   from unnest($1::uuid[], $2::timestamptz[]) as i (conversation_id, moment)
   join attachments a on a.conversation_id = i.conversation_id
   where a.status = 'stored' and a.seq is not null and a.created_at < i.moment
+    and not exists (
+      select from messages m
+      join sessions s on s.conversation_id = m.conversation_id and s.id = m.session_id
+      where m.conversation_id = a.conversation_id and m.seq = a.seq
+        and (m.created_at >= i.moment or s.pending_since is not null and m.seq > s.answered_seq)
+    )
     and not exists (select from holds h where h.conversation_id = a.conversation_id)
   limit $3
   for update of a skip locked
@@ -244,11 +266,19 @@ select count(*) as files from gone;
 -- name: count_expired_attachments
 -- What `expire_attachments` would take in time, and what goes with its message (before $3), with the bytes.
 select count(*) as files, coalesce(sum(c.size), 0) as bytes
-from unnest($1::uuid[], $2::timestamptz[], $3::timestamptz[]) as i (conversation_id, moment, with_message)
+from (
+  select conversation_id, greatest(alone, with_message) as moment
+  from unnest($1::uuid[], $2::timestamptz[], $3::timestamptz[]) as u (conversation_id, alone, with_message)
+) i
 join attachments a on a.conversation_id = i.conversation_id
 join contents c on c.id = a.content_id
-where a.status = 'stored' and a.seq is not null
-  and (a.created_at < i.moment or a.created_at < i.with_message);
+where a.status = 'stored' and a.seq is not null and a.created_at < i.moment
+  and not exists (
+    select from messages m
+    join sessions s on s.conversation_id = m.conversation_id and s.id = m.session_id
+    where m.conversation_id = a.conversation_id and m.seq = a.seq
+      and (m.created_at >= i.moment or s.pending_since is not null and m.seq > s.answered_seq)
+  );
 
 -- name: users_after
 -- A page of people in the order of their keys.
