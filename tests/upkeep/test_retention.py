@@ -2,13 +2,14 @@
 
 import asyncio
 from collections.abc import Mapping
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
 import pytest
 
 from chat_bridge.errors import SettingsError
-from chat_bridge.model import Address, Attachment, EventKind, InboundEvent
+from chat_bridge.model import Address, Attachment, EventKind, InboundEvent, User
 from chat_bridge.policies import Policies, load_policies
 from chat_bridge.settings import load_settings
 from chat_bridge.storage import attachments, messages, retention, sessions
@@ -207,12 +208,11 @@ async def test_an_edit_meanwhile_leaves_no_file_without_a_message(any_database: 
         await silent(store)
         await age(any_database, 31)
         await talked(store, "new")
-        async with asyncio.TaskGroup() as tasks:
-            async with store.database.transaction() as transaction:
-                version = '{"key": "k/1", "text": "", "attachments": [{"kind": "image", "ref": "file-2"}]}'
-                await transaction.fetch("edit", CHAT.id, "k", "k/1", version)
-                tasks.create_task(applied(store, days(30)))
-                await waiters(connection, 1)
+        async with asyncio.TaskGroup() as tasks, store.database.transaction() as transaction:
+            version = '{"key": "k/1", "text": "", "attachments": [{"kind": "image", "ref": "file-2"}]}'
+            await transaction.fetch("edit", CHAT.id, "k", "k/1", version)
+            tasks.create_task(applied(store, days(30)))
+            await waiters(connection, 1)
         assert await texts(store) == ["hello", "new"]
         assert (await sizes(any_database))["attachments"] == 0
 
@@ -232,6 +232,67 @@ async def test_closed_sessions_go_one_by_one(any_database: str) -> None:
         (left,) = await rows(any_database, "select status, next_seq from sessions")
         assert left == {"status": "active", "next_seq": 7}, "seq goes on"
     await assert_consistent(any_database)
+
+
+ARCHIVED = """
+with a as (
+  insert into archives (id, status) values (gen_random_uuid(), 'stored') returning id
+), m as (
+  delete from messages where seq > 2 returning *
+), s as (
+  update sessions set status = 'archived' where id in (select session_id from m)
+)
+insert into archived_sessions
+select m.conversation_id, m.session_id, a.id, min(m.seq), max(m.seq), 0, count(*) from m, a group by 1, 2, 3"""
+
+
+@pytest.mark.parametrize("archived", [False, True])
+async def test_seq_goes_on_while_an_older_session_stays(any_database: str, archived: bool) -> None:
+    async with opened(any_database) as store, looking(any_database) as connection:
+        await replied(store, text="can't be sent")
+        await sessions.close_session(store.database, (await rows(any_database, "select id from sessions"))[0]["id"])
+        for _ in range(2):
+            await store.receive(said())
+            await silent(store)
+        (session,) = await rows(any_database, "select id from sessions where status = 'active'")
+        await sessions.close_session(store.database, session["id"])
+        if archived:
+            await connection.execute(ARCHIVED)
+        await age(any_database, 31)
+        assert (await applied(store, days(30))).messages.total() == 3
+        assert await texts(store) == ["can't be sent"]
+        await store.receive(said("goes on"))
+        assert [message.seq for message in await store.history(CHAT.id)] == [2, 5]
+        await silent(store)
+        await connection.execute("update deliveries set status = 'failed'")
+        await age(any_database, 31)
+        await applied(store, days(30))
+        assert (await sizes(any_database))["sessions"] == 0, "nothing keeps anything then"
+    await assert_consistent(any_database)
+
+
+async def test_an_upload_waits_for_its_message(any_database: str) -> None:
+    async with opened(any_database) as store:
+        await talked(store, "one")
+        await age(any_database, 31)
+        await attachments.add_upload(store.database, CHAT.id, FILE)
+        assert (await applied(store, days(30))).sessions == 1
+        assert (await sizes(any_database))["attachments"] == 1
+
+
+async def test_where_a_conversation_moved_is_forgotten_with_it(any_database: str) -> None:
+    middle, new = chat("middle"), chat("new")
+    of_other = [replace(place, account="other") for place in (CHAT, middle, new)]
+    async with opened(any_database) as store:
+        for first, second, third in ((CHAT, middle, new), of_other):
+            await store.receive(said(to=first))
+            await sessions.move(store.database, first, second)
+            await sessions.move(store.database, second, third)
+        await silent(store, new)
+        await age(any_database, 31)
+        assert (await applied(store, days(30))).sessions == 1
+        left = {row["conversation_id"] for row in await rows(any_database, "select conversation_id from moves")}
+        assert left == {place.id for place in of_other[:2]}
 
 
 async def test_many_go_piece_by_piece_and_as_planned(any_database: str) -> None:
@@ -417,6 +478,46 @@ async def test_a_hold_goes_where_its_conversation_goes(any_database: str) -> Non
         await applied(store, days(30))
         assert len(await texts(store, new)) == 2
         assert {each.conversation_id for each in await retention.holds(store.database)} == {CHAT.id, new.id}
+
+
+@pytest.mark.parametrize("before", [False, True])
+@pytest.mark.parametrize("named", [CHAT, chat("new")])
+async def test_a_hold_is_of_all_ids_of_a_conversation(any_database: str, named: Address, before: bool) -> None:
+    new = chat("new")
+    async with opened(any_database) as store:
+        for place in (CHAT, new):
+            await talked(store, "keep me", to=place)
+        if before:
+            await retention.hold(store.database, named.id, "a dispute")
+        await sessions.move(store.database, CHAT, new)
+        if not before:
+            await retention.hold(store.database, named.id, "a dispute")
+        assert {each.conversation_id for each in await retention.holds(store.database)} == {CHAT.id, new.id}
+        await age(any_database, 400)
+        assert (await applied(store, days(30))).messages.total() == 0
+        assert await retention.lift_hold(store.database, named.id)
+        assert await retention.holds(store.database) == []
+
+
+async def test_the_names_of_all_who_wrote_in_a_held_conversation_stay(any_database: str) -> None:
+    async with opened(any_database) as store:
+        for name in ("ada", "bob", "cid"):
+            await store.receive(said(user=User(name, name), to=chat("other") if name == "cid" else CHAT))
+        await store.receive(said(user=User("bob", "another Bob"), to=Address("webchat", "other", "elsewhere")))
+        await retention.hold(store.database, CHAT.id, "a dispute")
+        await age(any_database, 400)
+        await applied(store, days(30))
+        left = await rows(any_database, "select account, platform_user_id from users order by 2")
+        assert left == [{"account": "main", "platform_user_id": name} for name in ("ada", "bob")]
+
+
+async def test_a_group_is_one_though_its_first_message_does_not_say_so(any_database: str) -> None:
+    async with opened(any_database) as store:
+        for said_so in (False, True, False):
+            await store.receive(said(group=said_so))
+        await store.receive(said(to=chat("private")))
+        found = await retention.conversations_after(store.database, retention.FIRST, 10)
+        assert {each.conversation_id: each.group for each in found} == {CHAT.id: True, chat("private").id: False}
 
 
 async def test_each_sort_of_conversation_by_its_policy(any_database: str, tmp_path: Path) -> None:

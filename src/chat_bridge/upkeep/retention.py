@@ -155,13 +155,12 @@ class Retention:
 
     async def _drop_archives(self, policy: str, old: Moments, effect: Effect, tell: Tell) -> None:
         while True:
-            dropped, messages, files = await self._piece(
+            emptied, messages, files = await self._piece(
                 retention.expire_archives(self._database, old, ARCHIVED_AT_ONCE)
             )
-            if not dropped:
+            if not emptied:
                 return
             self._count(effect, policy, [messages], files)
-            await self._drop_sessions(dropped, effect)
             tell(effect)
 
     async def _drop_sessions(self, dropped: Sequence[ConversationId], effect: Effect) -> None:

@@ -1,9 +1,23 @@
 -- name: conversations_after
--- A page of conversations in the order of their ids, each with what its policy depends on and its oldest message.
+-- A page of conversations in the order of their ids, each with what its policy depends on and its oldest message. A group
+-- says so in what its members write, though not in all of it: the newest and the oldest 100 messages are looked at.
 with page as materialized (
   select distinct s.conversation_id from sessions s where s.conversation_id > $1 order by s.conversation_id limit $2
 )
-select p.conversation_id, s.platform, s.account, coalesce(first.metadata ? 'group', false) as is_group,
+select p.conversation_id, s.platform, s.account,
+  exists (
+    select
+    from (
+      select m.metadata from messages m where m.conversation_id = p.conversation_id order by m.seq desc limit 100
+    ) m
+    where m.metadata ? 'group'
+  ) or exists (
+    select
+    from (
+      select m.metadata from messages m where m.conversation_id = p.conversation_id order by m.seq limit 100
+    ) m
+    where m.metadata ? 'group'
+  ) as is_group,
   oldest.created_at as oldest, exists (select from holds h where h.conversation_id = p.conversation_id) as held,
   exists (select from archived_sessions a where a.conversation_id = p.conversation_id) as archived
 from page p
@@ -13,13 +27,6 @@ cross join lateral (
 left join lateral (
   select m.created_at from messages m where m.conversation_id = p.conversation_id order by m.seq limit 1
 ) oldest on true
-left join lateral (
-  select m.metadata
-  from messages m
-  where m.conversation_id = p.conversation_id and m.direction = 'inbound'
-  order by m.seq
-  limit 1
-) first on true
 order by p.conversation_id;
 
 -- name: lock_expired_messages
@@ -140,8 +147,9 @@ cross join lateral (
 
 -- name: drop_empty_sessions
 -- Delete sessions of conversations ($1) in which nothing happened since a moment ($2), and of which no message is left.
-with dead as materialized (
-  select s.conversation_id, s.id, s.platform, s.account, s.user_id
+-- `ended`: nothing of its conversation stays.
+with empty as materialized (
+  select s.conversation_id, s.id, s.next_seq, i.moment
   from unnest($1::uuid[], $2::timestamptz[]) as i (conversation_id, moment)
   join sessions s on s.conversation_id = i.conversation_id
   where s.last_activity < i.moment and s.pending_since is null and s.message_count <= 0 and s.status <> 'archived'
@@ -153,19 +161,30 @@ with dead as materialized (
     and not exists (select from holds h where h.conversation_id = s.conversation_id)
   order by s.conversation_id, s.id
   for update of s
+), ended as materialized (
+  select distinct e.conversation_id, e.moment
+  from empty e
+  where not exists (
+    select from sessions o where o.conversation_id = e.conversation_id and o.id not in (select x.id from empty x)
+  )
+), dead as materialized (
+  -- The newest stays as long as any other does: it knows which seq comes next.
+  select e.conversation_id, e.id
+  from empty e
+  where e.conversation_id in (select n.conversation_id from ended n)
+    or exists (
+      select from sessions o
+      where o.conversation_id = e.conversation_id and (o.next_seq, o.id) > (e.next_seq, e.id)
+    )
 ), turns_gone as (
   delete from turns t using dead d where t.conversation_id = d.conversation_id and t.session_id = d.id
 ), settled as (
   delete from waiting w using dead d where w.conversation_id = d.conversation_id and w.session_id = d.id
 ), files_gone as (
-  -- Of a conversation that has no session any more nothing stays.
+  -- But for what a visitor has just uploaded: its message is still to come.
   delete from attachments a
-  using (select distinct conversation_id from dead) d
-  where a.conversation_id = d.conversation_id and not exists (
-    select from sessions o
-    where o.conversation_id = d.conversation_id
-      and not exists (select from dead e where e.conversation_id = o.conversation_id and e.id = o.id)
-  )
+  using ended e
+  where a.conversation_id = e.conversation_id and (a.seq is not null or a.created_at < e.moment)
   returning a.content_id
 ), left_over as materialized (
   select c.id from contents c where c.id in (select content_id from files_gone) order by c.id for update
@@ -178,7 +197,14 @@ with dead as materialized (
 delete from sessions s
 using dead d
 where s.conversation_id = d.conversation_id and s.id = d.id
-returning s.conversation_id;
+returning s.conversation_id, s.platform, s.account, s.thread, s.metadata ->> 'resource' as resource,
+  s.conversation_id in (select e.conversation_id from ended e) as ended;
+
+-- name: forget_move
+-- A conversation moved, and nothing is left of it. Not returned: it did not, or something is there under this id.
+delete from moves m
+where m.conversation_id = $1 and not exists (select from sessions s where s.conversation_id = $1)
+returning m.platform_conversation_id;
 
 -- name: lock_expired_archives
 -- Hold archived sessions of conversations ($1) in which nothing happened since a moment ($2), at most $3.
@@ -216,12 +242,13 @@ with ranges as materialized (
 )
 select (select count(*) from gone) as files, coalesce(sum(messages), 0)::bigint as messages from ranges;
 
--- name: delete_archived_sessions
--- Run when no archive names them any more.
-delete from sessions s
-using unnest($1::uuid[], $2::uuid[]) as i (conversation_id, id)
+-- name: empty_archived_sessions
+-- Nothing is left of them; `drop_empty_sessions` deletes them. Run when no archive names them any more.
+update sessions s
+set status = 'closed', message_count = 0
+from unnest($1::uuid[], $2::uuid[]) as i (conversation_id, id)
 where s.conversation_id = i.conversation_id and s.id = i.id and s.status = 'archived'
-returning s.conversation_id;
+returning s.id;
 
 -- name: count_expired_archives
 -- How many messages of a conversation are in archived sessions in which nothing happened since a moment.
@@ -289,27 +316,58 @@ order by platform, account, platform_user_id
 limit $4;
 
 -- name: expire_users
--- Forget people whose names nobody has seen change since a moment: who writes again is known again at once.
+-- Forget people whose names nobody has seen change since a moment: who writes again is known again at once. Who began, or
+-- wrote in, a conversation that is on hold stays; what is on hold is read only if somebody is to go.
+with old as materialized (
+  select u.platform, u.account, u.platform_user_id
+  from unnest($1::text[], $2::text[], $3::text[], $4::timestamptz[]) as i (platform, account, platform_user_id, moment)
+  join users u
+    on u.platform = i.platform and u.account = i.account and u.platform_user_id = i.platform_user_id
+    and u.last_seen < i.moment
+), kept as materialized (
+  select s.platform, s.account, s.user_id
+  from holds h
+  join sessions s on s.conversation_id = h.conversation_id
+  where exists (select from old)
+  union
+  select s.platform, s.account, m.sender_id
+  from holds h
+  cross join lateral (
+    select s.platform, s.account from sessions s where s.conversation_id = h.conversation_id limit 1
+  ) s
+  join messages m on m.conversation_id = h.conversation_id
+  where exists (select from old)
+)
 delete from users u
-using unnest($1::text[], $2::text[], $3::text[], $4::timestamptz[]) as i (platform, account, platform_user_id, moment)
-where u.platform = i.platform and u.account = i.account and u.platform_user_id = i.platform_user_id
-  and u.last_seen < i.moment
+using old o
+where u.platform = o.platform and u.account = o.account and u.platform_user_id = o.platform_user_id
   and not exists (
-    select from holds h
-    join sessions s on s.conversation_id = h.conversation_id
-    where s.platform = u.platform and s.account = u.account and s.user_id = u.platform_user_id
+    select from kept k
+    where k.platform = u.platform and k.account = u.account and k.user_id = u.platform_user_id
   )
 returning u.platform;
 
+-- name: same_conversation
+-- A conversation, and the other ids under which there is something of it: the platform gave it one that was in use already.
+select $1::uuid as conversation_id
+union
+select s.conversation_id
+from (
+  select distinct platform, account, platform_conversation_id, thread from sessions where conversation_id = $1
+) c
+join sessions s on s.platform = c.platform and s.platform_conversation_id = c.platform_conversation_id
+  and s.account = c.account and s.thread = c.thread;
+
 -- name: hold
--- Put a conversation on legal hold.
-insert into holds (conversation_id, reason) values ($1, $2)
+-- Put conversations on legal hold.
+insert into holds (conversation_id, reason)
+select i.conversation_id, $2 from unnest($1::uuid[]) as i (conversation_id)
 on conflict (conversation_id) do update set reason = excluded.reason
 returning conversation_id;
 
 -- name: lift_hold
--- Not returned: it was not on hold.
-delete from holds where conversation_id = $1 returning conversation_id;
+-- Not returned: they were not on hold.
+delete from holds where conversation_id = any ($1::uuid[]) returning conversation_id;
 
 -- name: holds
 -- What is on hold, and where that is.
