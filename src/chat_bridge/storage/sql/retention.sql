@@ -34,10 +34,10 @@ order by p.conversation_id;
 -- their sessions, in the order in which every statement locks. What waits for an answer or is being sent stays for now; of
 -- each conversation the oldest 1,000 are looked at, so that a few that stay do not keep what follows.
 with old as materialized (
-  select m.conversation_id, m.seq
+  select m.conversation_id, m.session_id, m.seq
   from unnest($1::uuid[], $2::timestamptz[]) as i (conversation_id, moment)
   cross join lateral (
-    select o.conversation_id, o.seq
+    select o.conversation_id, o.session_id, o.seq
     from (
       select m.conversation_id, m.seq, m.session_id, m.created_at
       from messages m
@@ -47,21 +47,30 @@ with old as materialized (
     ) o
     join sessions s on s.conversation_id = o.conversation_id and s.id = o.session_id
     where o.created_at < i.moment and (s.pending_since is null or o.seq <= s.answered_seq)
-      and not exists (
-        select from deliveries d
-        where d.conversation_id = o.conversation_id and d.seq = o.seq and d.status in ('pending', 'sending')
-      )
+      and (
+        select bool_or(d.status in ('pending', 'sending'))
+        from deliveries d
+        where d.conversation_id = o.conversation_id and d.seq = o.seq
+      ) is not true
     order by o.seq
     limit $3
   ) m
 )
 select m.conversation_id, m.seq
-from old o
-join messages m on m.conversation_id = o.conversation_id and m.seq = o.seq
-join sessions s on s.conversation_id = m.conversation_id and s.id = m.session_id
-where s.pending_since is null or m.seq <= s.answered_seq -- once more, when they are held
-order by s.conversation_id, s.id, m.seq
-for update of s, m;
+from (select * from old order by conversation_id, session_id, seq) o
+cross join lateral (
+  select s.conversation_id
+  from sessions s
+  where s.conversation_id = o.conversation_id and s.id = o.session_id
+    and (s.pending_since is null or o.seq <= s.answered_seq) -- once more, when it is held
+  for update
+) s
+cross join lateral (
+  select m.conversation_id, m.seq
+  from messages m
+  where m.conversation_id = s.conversation_id and m.seq = o.seq and m.session_id = o.session_id
+  for update
+) m;
 
 -- name: expire_messages
 -- Delete messages ($1, $2) with all that belongs to them, but for what is on hold, and at most $3 turns of each
