@@ -80,8 +80,8 @@ async def drop_empty_sessions(database: Database, old: Moments) -> Sequence[Conv
 
 
 async def _forget_moves(transaction: Transaction, gone: Record) -> None:
-    """Nothing is left of a conversation: nor is it to be found under ids of before. The first of them is known by who owns
-    what the agent remembers, and each tells the next."""
+    """Forget where a conversation moved from of which nothing is left. Its first id is known by who owns what the agent
+    remembers, and each tells the next."""
     platform, account = gone["platform"], gone["account"]
     first = Address(platform, account, (gone["resource"] or "").removeprefix(f"{platform}:{account}:"), gone["thread"])
     for where in (gone["conversation_id"], first.id):
