@@ -163,6 +163,9 @@ async def test_reading_a_long_conversation_costs_no_more_than_what_is_read(datab
         assert buffers(found) < 100 < blocks / 5
 
 
+SOON = datetime.now(UTC) + timedelta(days=1)  # what is older than that is all there is
+
+
 def receive_arguments() -> list[list[object]]:
     session_ids = {CHAT.id: new_session_id()}
     rows = [messages._columns(said(f"{n}"), session_ids) for n in range(3)]
@@ -236,6 +239,15 @@ STATEMENTS: dict[str, list[object]] = {
     "expire_uploads": [100],
     "doom_contents": [100],
     "content_deleted": [[UUID(int=8)]],
+    "conversations_after": [UUID(int=0), 5],
+    "lock_expired_messages": [[CHAT.id, UUID(MOVED)], [SOON, SOON], 100],
+    "expire_messages": [[CHAT.id, UUID(MOVED)], [1, 1], 100],
+    "drop_empty_sessions": [[UUID(MOVED), UUID(int=8)], [SOON, SOON]],
+    "forget_move": [UUID(MOVED)],
+    "expire_attachments": [[UUID(MOVED)], [SOON], 100, "reason"],
+    "count_expired_attachments": [[UUID(MOVED)], [SOON], [SOON]],
+    "expire_users": [["webchat"], ["main"], ["u1"], [SOON]],
+    "same_conversation": [UUID(MOVED)],
     "take_leases": [["poll"], "owner", timedelta(seconds=30)],
     "release_lease": ["poll", "owner"],
     "turns_of_message": [CHAT.id, LONG],

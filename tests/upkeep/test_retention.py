@@ -1,31 +1,36 @@
 """Retention: what goes, what stays, and that the rest never notices."""
 
+import asyncio
 from collections.abc import Mapping
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
 import pytest
 
 from chat_bridge.errors import SettingsError
-from chat_bridge.model import Address, Attachment
+from chat_bridge.model import Address, Attachment, EventKind, InboundEvent, User
 from chat_bridge.policies import Policies, load_policies
 from chat_bridge.settings import load_settings
-from chat_bridge.storage import attachments, retention, sessions
+from chat_bridge.storage import attachments, messages, retention, sessions
 from chat_bridge.storage.outbox import DeliveryResult
 from chat_bridge.storage.store import Store
 from chat_bridge.upkeep.retention import Effect, Retention
 from tests.observe import rows
 from tests.storage.dialogue import (
+    ADA,
     CHAT,
     HERE,
     assert_consistent,
     chat,
     claimed,
     ending,
+    holding_sessions,
     looking,
     opened,
     replied,
     said,
+    waiters,
 )
 
 FILE = Attachment("image", "image/png", "file-1", "a cat.png", 17)
@@ -172,6 +177,46 @@ async def test_what_is_not_done_with_stays(any_database: str) -> None:
     await assert_consistent(any_database)
 
 
+async def test_what_stays_does_not_keep_what_follows(any_database: str) -> None:
+    async with opened(any_database) as store, looking(any_database) as connection:
+        for number in range(151):
+            await replied(store, text=f"answer {number}")
+        await connection.execute("update deliveries set status = case when seq <= 202 then 'pending' else 'sent' end")
+        await age(any_database, 31)
+        await applied(store, days(30))
+        assert await texts(store) == [f"answer {number}" for number in range(101)]
+    await assert_consistent(any_database)
+
+
+async def test_retention_waits_for_who_has_the_session_and_holds_nothing_meanwhile(any_database: str) -> None:
+    async with opened(any_database) as store:
+        await store.receive(said("a file", key="k", attachments=[FILE]))
+        await fetched(store)
+        await silent(store)
+        await age(any_database, 31)
+        async with asyncio.TaskGroup() as tasks, holding_sessions(any_database) as connection:
+            expiring = tasks.create_task(applied(store, days(30)))
+            await waiters(connection, 1)
+            for table in ("messages", "attachments", "contents"):
+                assert len(await connection.fetch(f"select from {table} for update skip locked")) == 1
+        assert expiring.result().messages.total() == 1
+
+
+async def test_an_edit_meanwhile_leaves_no_file_without_a_message(any_database: str) -> None:
+    async with opened(any_database) as store, looking(any_database) as connection:
+        await store.receive(said("a file", key="k", attachments=[FILE]))
+        await silent(store)
+        await age(any_database, 31)
+        await talked(store, "new")
+        async with asyncio.TaskGroup() as tasks, store.database.transaction() as transaction:
+            version = '{"key": "k/1", "text": "", "attachments": [{"kind": "image", "ref": "file-2"}]}'
+            await transaction.fetch("edit", CHAT.id, "k", "k/1", version)
+            tasks.create_task(applied(store, days(30)))
+            await waiters(connection, 1)
+        assert await texts(store) == ["hello", "new"]
+        assert (await sizes(any_database))["attachments"] == 0
+
+
 async def test_closed_sessions_go_one_by_one(any_database: str) -> None:
     async with opened(any_database) as store:
         for text in ("one", "two", "three"):
@@ -187,6 +232,67 @@ async def test_closed_sessions_go_one_by_one(any_database: str) -> None:
         (left,) = await rows(any_database, "select status, next_seq from sessions")
         assert left == {"status": "active", "next_seq": 7}, "seq goes on"
     await assert_consistent(any_database)
+
+
+ARCHIVED = """
+with a as (
+  insert into archives (id, status) values (gen_random_uuid(), 'stored') returning id
+), m as (
+  delete from messages where seq > 2 returning *
+), s as (
+  update sessions set status = 'archived' where id in (select session_id from m)
+)
+insert into archived_sessions
+select m.conversation_id, m.session_id, a.id, min(m.seq), max(m.seq), 0, count(*) from m, a group by 1, 2, 3"""
+
+
+@pytest.mark.parametrize("archived", [False, True])
+async def test_seq_goes_on_while_an_older_session_stays(any_database: str, archived: bool) -> None:
+    async with opened(any_database) as store, looking(any_database) as connection:
+        await replied(store, text="can't be sent")
+        await sessions.close_session(store.database, (await rows(any_database, "select id from sessions"))[0]["id"])
+        for _ in range(2):
+            await store.receive(said())
+            await silent(store)
+        (session,) = await rows(any_database, "select id from sessions where status = 'active'")
+        await sessions.close_session(store.database, session["id"])
+        if archived:
+            await connection.execute(ARCHIVED)
+        await age(any_database, 31)
+        assert (await applied(store, days(30))).messages.total() == 3
+        assert await texts(store) == ["can't be sent"]
+        await store.receive(said("goes on"))
+        assert [message.seq for message in await store.history(CHAT.id)] == [2, 5]
+        await silent(store)
+        await connection.execute("update deliveries set status = 'failed'")
+        await age(any_database, 31)
+        await applied(store, days(30))
+        assert (await sizes(any_database))["sessions"] == 0, "nothing keeps anything then"
+    await assert_consistent(any_database)
+
+
+async def test_an_upload_waits_for_its_message(any_database: str) -> None:
+    async with opened(any_database) as store:
+        await talked(store, "one")
+        await age(any_database, 31)
+        await attachments.add_upload(store.database, CHAT.id, FILE)
+        assert (await applied(store, days(30))).sessions == 1
+        assert (await sizes(any_database))["attachments"] == 1
+
+
+async def test_where_a_conversation_moved_is_forgotten_with_it(any_database: str) -> None:
+    middle, new = chat("middle"), chat("new")
+    of_other = [replace(place, account="other") for place in (CHAT, middle, new)]
+    async with opened(any_database) as store:
+        for first, second, third in ((CHAT, middle, new), of_other):
+            await store.receive(said(to=first))
+            await sessions.move(store.database, first, second)
+            await sessions.move(store.database, second, third)
+        await silent(store, new)
+        await age(any_database, 31)
+        assert (await applied(store, days(30))).sessions == 1
+        left = {row["conversation_id"] for row in await rows(any_database, "select conversation_id from moves")}
+        assert left == {place.id for place in of_other[:2]}
 
 
 async def test_many_go_piece_by_piece_and_as_planned(any_database: str) -> None:
@@ -268,6 +374,83 @@ async def test_files_may_go_before_their_messages(any_database: str) -> None:
         assert await unused(any_database) == 1
 
 
+async def test_a_file_that_is_needed_stays_however_old(any_database: str) -> None:
+    """It was sent again with a newer message, or is of one that still waits for its answer."""
+    rules = load_policies(load_settings({"ATTACHMENT_RETENTION_DAYS": "7"}, dotenv=None))
+    async with opened(any_database) as store:
+
+        async def left() -> dict[str, str]:
+            found = await rows(any_database, "select distinct conversation_id, status from attachments")
+            return {row["conversation_id"]: row["status"] for row in found}
+
+        for name in ("again", "waiting"):
+            await store.receive(said("a file", to=chat(name), attachments=[FILE]))
+        await fetched(store)
+        await silent(store, chat("again"))
+        await age(any_database, 8)
+        await store.receive(said("once more", to=chat("again"), attachments=[FILE]))
+        await silent(store, chat("again"))
+        retention = Retention(store.database, rules, None, "test")
+        assert (await retention.plan()).files.total() == 0
+        assert (await retention.once()).files.total() == 0
+        assert await left() == {chat("again").id: "stored", chat("waiting").id: "stored"}
+        await silent(store, chat("waiting"))
+        assert (await retention.plan()).files.total() == 1
+        assert (await retention.once()).files.total() == 1
+        assert await left() == {chat("again").id: "stored", chat("waiting").id: "failed"}
+        await age(any_database, 8)
+        assert (await retention.plan()).files.total() == 1
+        assert (await retention.once()).files.total() == 1
+
+
+@pytest.mark.parametrize("how", ["edit", "album"])
+async def test_a_file_that_a_message_got_later_lives_as_long_as_that(any_database: str, how: str) -> None:
+    async with opened(any_database) as store:
+        await store.receive(said("first", attachments=[FILE]))
+        await fetched(store)
+        await silent(store)
+        await age(any_database, 31)
+        if how == "edit":
+            await store.receive(said("second", key="k"))
+            edit = InboundEvent(CHAT, "k/1", ADA, "second", kind=EventKind.EDIT, about="k", attachments=[FILE])
+            assert await messages.edit(store.database, edit) is not None
+        else:
+            other = Attachment("image", "image/png", "file-2", "a dog.png", 18)
+            await store.receive(said("second", album="album", attachments=[other]))
+            await store.receive(said("", album="album", attachments=[FILE]))
+        await silent(store)
+        await applied(store, days(30))
+        assert await texts(store) == ["second"]
+        assert [file.status for file in (await attachments.of(store.database, CHAT.id, [FILE])).values()] == ["stored"]
+
+
+async def test_lifetimes_of_one_policy_may_differ(any_database: str, tmp_path: Path) -> None:
+    rules = policies(
+        tmp_path,
+        """
+        [[policy]]
+        account = "main"
+        retention_days = 100
+        [[policy]]
+        conversations = "group"
+        attachment_retention_days = 1
+        """,
+        attachment_retention_days="7",
+    )
+    async with opened(any_database) as store:
+        for name in ("group", "private"):
+            await store.receive(said("a file", to=chat(name), attachments=[FILE], group=name == "group"))
+            await fetched(store)
+            await silent(store, chat(name))
+        await age(any_database, 8)
+        await applied(store, rules)
+        errors = {}
+        for name in ("group", "private"):
+            (file,) = (await attachments.of(store.database, chat(name).id, [FILE])).values()
+            errors[name] = file.error
+        assert errors == {"group": "files are kept for 1 day", "private": "files are kept for 7 days"}
+
+
 async def test_what_is_on_hold_stays(any_database: str) -> None:
     async with opened(any_database) as store:
         await talked(store, "keep me")
@@ -295,6 +478,46 @@ async def test_a_hold_goes_where_its_conversation_goes(any_database: str) -> Non
         await applied(store, days(30))
         assert len(await texts(store, new)) == 2
         assert {each.conversation_id for each in await retention.holds(store.database)} == {CHAT.id, new.id}
+
+
+@pytest.mark.parametrize("before", [False, True])
+@pytest.mark.parametrize("named", [CHAT, chat("new")])
+async def test_a_hold_is_of_all_ids_of_a_conversation(any_database: str, named: Address, before: bool) -> None:
+    new = chat("new")
+    async with opened(any_database) as store:
+        for place in (CHAT, new):
+            await talked(store, "keep me", to=place)
+        if before:
+            await retention.hold(store.database, named.id, "a dispute")
+        await sessions.move(store.database, CHAT, new)
+        if not before:
+            await retention.hold(store.database, named.id, "a dispute")
+        assert {each.conversation_id for each in await retention.holds(store.database)} == {CHAT.id, new.id}
+        await age(any_database, 400)
+        assert (await applied(store, days(30))).messages.total() == 0
+        assert await retention.lift_hold(store.database, named.id)
+        assert await retention.holds(store.database) == []
+
+
+async def test_the_names_of_all_who_wrote_in_a_held_conversation_stay(any_database: str) -> None:
+    async with opened(any_database) as store:
+        for name in ("ada", "bob", "cid"):
+            await store.receive(said(user=User(name, name), to=chat("other") if name == "cid" else CHAT))
+        await store.receive(said(user=User("bob", "another Bob"), to=Address("webchat", "other", "elsewhere")))
+        await retention.hold(store.database, CHAT.id, "a dispute")
+        await age(any_database, 400)
+        await applied(store, days(30))
+        left = await rows(any_database, "select account, platform_user_id from users order by 2")
+        assert left == [{"account": "main", "platform_user_id": name} for name in ("ada", "bob")]
+
+
+async def test_a_group_is_one_though_its_first_message_does_not_say_so(any_database: str) -> None:
+    async with opened(any_database) as store:
+        for said_so in (False, True, False):
+            await store.receive(said(group=said_so))
+        await store.receive(said(to=chat("private")))
+        found = await retention.conversations_after(store.database, retention.FIRST, 10)
+        assert {each.conversation_id: each.group for each in found} == {CHAT.id: True, chat("private").id: False}
 
 
 async def test_each_sort_of_conversation_by_its_policy(any_database: str, tmp_path: Path) -> None:

@@ -8,7 +8,8 @@ from uuid import uuid4
 import aiohttp
 import pytest
 
-from chat_bridge.storage import retention
+from chat_bridge.storage import retention, sessions
+from chat_bridge.storage.sessions import SessionFilter
 from tests.bridge import BridgeProcess, running_bridge, visiting
 from tests.observe import call, conversation_id, rows, run_command
 from tests.storage.dialogue import opened
@@ -72,6 +73,32 @@ async def test_a_reader_is_told_and_goes_on(bridge: BridgeProcess) -> None:
             assert await anext(events) == ("erased", {})
             name, data = await anext(events)
             assert (name, data["seq"], data["text"]) == ("message", 1, "new")
+
+
+async def test_a_reader_goes_on_after_the_newest_that_is_left(bridge: BridgeProcess, database: str) -> None:
+    async with visiting(bridge.url) as chat, opened(database) as store:
+        await chat.send("one")
+        await chat.answered()
+        (first,) = await sessions.list_sessions(
+            store.database, SessionFilter(conversation_id=conversation_id(chat)), limit=2
+        )
+        await sessions.close_session(store.database, first.id)
+        async with chat.events(after=2) as events:
+            await chat.send("two")
+            while (await anext(events))[0] != "message":
+                pass
+            await chat.answered()
+            newest, _ = await sessions.list_sessions(
+                store.database, SessionFilter(conversation_id=conversation_id(chat)), limit=2
+            )
+            await finished(bridge.url, (await call(bridge.url, "POST", PATH, json={"session_id": str(newest.id)}))[1])
+            while (await anext(events))[0] != "erased":
+                pass
+            await chat.send("new")
+            while True:
+                name, data = await anext(events)
+                if name == "message" and data["text"] == "new":
+                    break
 
 
 async def test_what_can_be_asked(bridge: BridgeProcess, database: str) -> None:

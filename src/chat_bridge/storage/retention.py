@@ -1,13 +1,13 @@
 """Deleting what is old, in small pieces, and what is on legal hold."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from uuid import UUID
 
 from chat_bridge.model import Address, ConversationId
 from chat_bridge.storage import archives
-from chat_bridge.storage.postgres import Database, Record
+from chat_bridge.storage.postgres import Database, Record, Transaction
 from chat_bridge.storage.text import storable
 
 FIRST = ConversationId(UUID(int=0))
@@ -60,29 +60,49 @@ async def conversations_after(database: Database, last: ConversationId, limit: i
 async def expire_messages(database: Database, old: Moments, of_each: int) -> tuple[Mapping[ConversationId, int], int]:
     """Delete messages that are too old, at most so many of each conversation, with all that belongs to them. How many
     messages went, by conversation, and how many files."""
-    rows = await database.fetch("expire_messages", *_columns(old), of_each)
-    return {row["conversation_id"]: row["messages"] for row in rows}, rows[0]["all_files"] if rows else 0
+    async with database.transaction() as transaction:
+        held = await transaction.fetch("lock_expired_messages", *_columns(old), of_each)
+        if not held:
+            return {}, 0
+        keys = [row["conversation_id"] for row in held], [row["seq"] for row in held]
+        rows = await transaction.fetch("expire_messages", *keys, of_each)
+        return {row["conversation_id"]: row["messages"] for row in rows}, rows[0]["all_files"] if rows else 0
 
 
 async def drop_empty_sessions(database: Database, old: Moments) -> Sequence[ConversationId]:
     """Delete sessions of which nothing is left; the conversations they were of, one for each."""
-    rows = await database.fetch("drop_empty_sessions", *_columns(old))
-    return [row["conversation_id"] for row in rows]
+    async with database.transaction() as transaction:
+        rows = await transaction.fetch("drop_empty_sessions", *_columns(old))
+        for row in rows:
+            if row["ended"]:
+                await _forget_moves(transaction, row)
+        return [row["conversation_id"] for row in rows]
 
 
-async def expire_archives(database: Database, old: Moments, limit: int) -> tuple[Sequence[ConversationId], int, int]:
-    """Delete archived sessions that are too old, at most so many: the conversations they were of, one for each, and how
-    many messages and files went. Their objects are written anew without them, or deleted, by the archiver."""
+async def _forget_moves(transaction: Transaction, gone: Record) -> None:
+    """Forget where a conversation moved from of which nothing is left. Its first id is known by who owns what the agent
+    remembers, and each tells the next."""
+    platform, account = gone["platform"], gone["account"]
+    first = Address(platform, account, (gone["resource"] or "").removeprefix(f"{platform}:{account}:"), gone["thread"])
+    for where in (gone["conversation_id"], first.id):
+        following = where
+        while moved := await transaction.fetch("forget_move", following):
+            following = replace(first, conversation=moved[0]["platform_conversation_id"]).id
+
+
+async def expire_archives(database: Database, old: Moments, limit: int) -> tuple[int, int, int]:
+    """Give up archived sessions that are too old, at most so many: how many those were, and how many messages and files
+    went. They are empty then. Their objects are written anew without them, or deleted, by the archiver."""
     async with database.transaction() as transaction:
         rows = await transaction.fetch("lock_expired_archives", *_columns(old), limit)
         if not rows:
-            return [], 0, 0
+            return 0, 0, 0
         keys = [row["conversation_id"] for row in rows], [row["id"] for row in rows]
         (counts,) = await transaction.fetch("expire_archived_files", *keys)
         for where in dict.fromkeys(keys[0]):
             await archives.forget(transaction, where, [row["id"] for row in rows if row["conversation_id"] == where])
-        gone = await transaction.fetch("delete_archived_sessions", *keys)
-        return [row["conversation_id"] for row in gone], counts["messages"], counts["files"]
+        await transaction.fetch("empty_archived_sessions", *keys)
+        return len(rows), counts["messages"], counts["files"]
 
 
 async def count_expired_archives(database: Database, conversation: ConversationId, moment: datetime) -> int:
@@ -132,13 +152,17 @@ async def expire_users(database: Database, old: Sequence[tuple[UserKey, datetime
 
 
 async def hold(database: Database, conversation: ConversationId, reason: str) -> None:
-    """Put a conversation on legal hold: nothing of it is deleted any more."""
-    await database.fetch("hold", conversation, storable(reason))
+    """Put a conversation on legal hold, under all ids that it has: nothing of it is deleted any more."""
+    await database.fetch("hold", await _same(database, conversation), storable(reason))
 
 
 async def lift_hold(database: Database, conversation: ConversationId) -> bool:
     """End a legal hold; False: there was none."""
-    return await database.fetch_one("lift_hold", conversation) is not None
+    return bool(await database.fetch("lift_hold", await _same(database, conversation)))
+
+
+async def _same(database: Database, conversation: ConversationId) -> Sequence[ConversationId]:
+    return [row["conversation_id"] for row in await database.fetch("same_conversation", conversation)]
 
 
 async def holds(database: Database) -> Sequence[Hold]:

@@ -142,6 +142,7 @@ async def _move(database: Database, old: Address, new: Address) -> bool:
             return False
         await transaction.fetch("copy_hold", old.id, new.id)
         if new.id in places:
+            await transaction.fetch("copy_hold", new.id, old.id)
             await transaction.fetch("follow_conversation", old.id, new.id, storable(new.conversation))
             return True
         await transaction.fetch("move_sessions", old.id, new.id, storable(new.conversation))

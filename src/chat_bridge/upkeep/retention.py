@@ -83,11 +83,12 @@ class Retention:
         """Apply them to everything. Raises StorageError: what was deleted until then is, and the next time goes on."""
         effect = Effect()
         async for page in self._pages(effect):
-            by_policy: dict[str, list[tuple[Candidate, Lifetime]]] = {}
+            alike: dict[Lifetime, list[Candidate]] = {}
             for candidate, lifetime in page:
-                by_policy.setdefault(lifetime.policy, []).append((candidate, lifetime))
-            for policy, some in by_policy.items():
-                await self._expire(policy, some, effect, tell)
+                if not candidate.held:
+                    alike.setdefault(lifetime, []).append(candidate)
+            for lifetime, some in alike.items():
+                await self._expire(lifetime, some, effect, tell)
         await self._expire_people(effect)
         tell(effect)
         return effect
@@ -122,49 +123,44 @@ class Retention:
             effect.held += sum(each.held for each in page)
             yield [(each, self._policies.of(each.platform, each.account, group=each.group)) for each in page]
 
-    async def _expire(
-        self, policy: str, some: Sequence[tuple[Candidate, Lifetime]], effect: Effect, tell: Tell
-    ) -> None:
-        now = datetime.now(UTC)
-        free = [(each, lifetime) for each, lifetime in some if not each.held]
-        old = {
-            each.conversation_id: moment
-            for each, lifetime in free
-            if (moment := _moment(now, lifetime.messages)) is not None
-            and (each.oldest is None or each.oldest < moment or each.archived)
-        }
+    async def _expire(self, lifetime: Lifetime, some: Sequence[Candidate], effect: Effect, tell: Tell) -> None:
+        now, policy = datetime.now(UTC), lifetime.policy
+        if (moment := _moment(now, lifetime.messages)) is not None:
+            old = {
+                each.conversation_id: moment
+                for each in some
+                if each.oldest is None or each.oldest < moment or each.archived
+            }
+            await self._expire_messages(policy, old, effect, tell)
+        if lifetime.attachments is not None:
+            days = lifetime.attachments.days
+            reason = f"files are kept for {days} day{'' if days == 1 else 's'}"
+            for piece in _pieces(dict.fromkeys((each.conversation_id for each in some), now - lifetime.attachments)):
+                while files := await self._piece(
+                    retention.expire_attachments(self._database, piece, FILES_AT_ONCE, reason)
+                ):
+                    self._count(effect, policy, (), files)
+                    tell(effect)
+
+    async def _expire_messages(self, policy: str, old: Moments, effect: Effect, tell: Tell) -> None:
         for piece in _pieces(old):
             left: Moments = piece
             while left:
                 gone, files = await self._piece(retention.expire_messages(self._database, left, OF_EACH))
                 self._count(effect, policy, gone.values(), files)
                 tell(effect)
-                left = {where: piece[where] for where, messages in gone.items() if messages >= OF_EACH}
+                left = {where: piece[where] for where in gone}
             await self._drop_archives(policy, piece, effect, tell)
             await self._drop_sessions(await self._piece(retention.drop_empty_sessions(self._database, piece)), effect)
-        of_files = {
-            each.conversation_id: moment
-            for each, lifetime in free
-            if (moment := _moment(now, lifetime.attachments)) is not None
-        }
-        days = next((lifetime.attachments.days for _, lifetime in free if lifetime.attachments is not None), 0)
-        reason = f"files are kept for {days} day{'' if days == 1 else 's'}"
-        for piece in _pieces(of_files):
-            while files := await self._piece(
-                retention.expire_attachments(self._database, piece, FILES_AT_ONCE, reason)
-            ):
-                self._count(effect, policy, (), files)
-                tell(effect)
 
     async def _drop_archives(self, policy: str, old: Moments, effect: Effect, tell: Tell) -> None:
         while True:
-            dropped, messages, files = await self._piece(
+            emptied, messages, files = await self._piece(
                 retention.expire_archives(self._database, old, ARCHIVED_AT_ONCE)
             )
-            if not dropped:
+            if not emptied:
                 return
             self._count(effect, policy, [messages], files)
-            await self._drop_sessions(dropped, effect)
             tell(effect)
 
     async def _drop_sessions(self, dropped: Sequence[ConversationId], effect: Effect) -> None:

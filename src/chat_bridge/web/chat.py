@@ -369,8 +369,8 @@ async def _events(
                             cursor, sent = event
                             yield sent
                     elif kind == "erased":
-                        if not await used.transcripts.history(where, before=Seq(cursor + 1), limit=1):
-                            cursor = 0
+                        found = await used.transcripts.history(where, limit=1)
+                        cursor = min(cursor, found[-1].seq if found else 0)
                         yield _erased(cursor)
                     elif hint is not None and kind == "attachment":
                         async for event in _again(used, where, hint["seq"], cursor):

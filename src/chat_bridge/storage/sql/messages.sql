@@ -302,9 +302,14 @@ with found as materialized (
   cross join lateral jsonb_array_elements($4::jsonb -> 'attachments') v
   where c.kept
   on conflict (conversation_id, key) do update set
-    seq = excluded.seq, told = excluded.told, status = 'waiting', error = null, lost = 0,
-    created_at = excluded.created_at, next_attempt_at = excluded.next_attempt_at
-  where a.status = 'failed'
+    seq = greatest(a.seq, excluded.seq),
+    told = case a.status when 'failed' then excluded.told else a.told end,
+    status = case a.status when 'failed' then 'waiting' else a.status end,
+    error = null,
+    lost = 0,
+    created_at = case a.status when 'failed' then excluded.created_at else a.created_at end,
+    next_attempt_at = case a.status when 'failed' then excluded.next_attempt_at else a.next_attempt_at end
+  where a.status = 'failed' or a.seq < excluded.seq and not starts_with(a.told ->> 'ref', 'upload:')
 )
 select f.seq, f.id, f.session_id, c.seq is not null as changed,
   f.status = 'accepted' and s.pending_since is not null and f.seq > s.answered_seq as waiting
@@ -347,9 +352,14 @@ with added as (
   cross join lateral jsonb_array_elements($4::jsonb) f
   where m.kept
   on conflict (conversation_id, key) do update set
-    seq = excluded.seq, told = excluded.told, status = 'waiting', error = null, lost = 0,
-    created_at = excluded.created_at, next_attempt_at = excluded.next_attempt_at
-  where a.status = 'failed'
+    seq = greatest(a.seq, excluded.seq),
+    told = case a.status when 'failed' then excluded.told else a.told end,
+    status = case a.status when 'failed' then 'waiting' else a.status end,
+    error = null,
+    lost = 0,
+    created_at = case a.status when 'failed' then excluded.created_at else a.created_at end,
+    next_attempt_at = case a.status when 'failed' then excluded.next_attempt_at else a.next_attempt_at end
+  where a.status = 'failed' or a.seq < excluded.seq and not starts_with(a.told ->> 'ref', 'upload:')
 )
 select id from added;
 
