@@ -34,7 +34,7 @@ T = TypeVar("T")
 STORES = 3
 CONVERSATIONS = 3
 PLATFORM, ACCOUNT = "webchat", "main"
-TABLES = "sessions, messages, turns, deliveries, waiting, users"
+TABLES = "sessions, archived_sessions, messages, turns, deliveries, waiting, users"
 
 places = st.integers(0, CONVERSATIONS - 1)
 stores = st.integers(0, STORES - 1)

@@ -32,6 +32,7 @@ from chat_bridge.storage.search_index import (
     switch_on,
 )
 from chat_bridge.storage.store import Store
+from tests.conftest import fresh_database
 from tests.storage.dialogue import ADA, CHAT, chat, claimed, command, ending, looking, opened, said
 from tests.storage.test_pgbouncer import running_pgbouncer
 
@@ -723,3 +724,20 @@ def hash_of(text: str) -> str:
     from hashlib import sha256
 
     return sha256(" ".join(text.split()).encode()).hexdigest()[:8]
+
+
+async def test_a_build_in_a_copy_of_the_database_is_another_one(database: str) -> None:
+    """Copies have the same oids."""
+    async with fresh_database("18", template=True) as copy, looking(copy) as holder, looking(copy) as builder:
+        async with holder.transaction():
+            await holder.execute("lock table messages in row exclusive mode")
+            building = asyncio.create_task(builder.execute("create index concurrently slow on messages (created_at)"))
+            progress = "select 1 from pg_stat_progress_create_index where datname = current_database()"
+            async with looking(copy) as watcher:
+                while not await watcher.fetchval(progress):
+                    await asyncio.sleep(0.01)
+            async with opened(database) as store, opened(copy) as other:
+                await switch_on(store.database, database, "simple")
+                with pytest.raises(SearchError, match="being built or dropped already"):
+                    await switch_on(other.database, copy, "simple")
+        await building

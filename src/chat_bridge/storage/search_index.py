@@ -168,7 +168,9 @@ async def _alone(dsn: str, pgbouncer: bool) -> AsyncGenerator[Connection]:
         await keeper.execute("set local idle_in_transaction_session_timeout = 0")
         # The server goes on with a build for a while when the command that began it was killed.
         if not row["free"] or await connection.fetchval(
-            "select exists (select from pg_stat_progress_create_index where relid = to_regclass('messages')::oid)"
+            # Of this database: copies of one have the same oids.
+            "select exists (select from pg_stat_progress_create_index "
+            "where datname = current_database() and relid = to_regclass('messages')::oid)"
         ):
             raise SearchError(
                 "an index of messages is being built or dropped already: `chat-bridge search-index status` tells more"
