@@ -68,12 +68,12 @@ def _policies(settings: Settings) -> Policies:
 
 
 def _telling(progress: Progress) -> Callable[[Effect], None]:
-    return lambda effect: progress.count(effect.conversations, effect.messages.total())
+    return lambda effect: progress.count(effect.conversations, effect.messages.total(), "conversation")
 
 
 def _lines(effect: Effect, what: str) -> list[str]:
     lines: list[str] = []
-    for policy in sorted(effect.messages.keys() | effect.files.keys()):
+    for policy in sorted(policy for policy, number in (effect.messages + effect.files).items() if number):
         sizes = effect.message_bytes[policy], effect.file_bytes[policy]
         messages, files = (f" ({size / 1e6:,.1f} MB)" if size else "" for size in sizes)
         lines.append(

@@ -37,7 +37,7 @@ class Progress:
             self._out.write(f"{text}\n")
         self._out.flush()
 
-    def count(self, sessions: int, messages: int) -> None:
+    def count(self, places: int, messages: int, noun: str = "session") -> None:
         """So many of nobody knows how many."""
         now = time.monotonic()
         if now - self._shown < (_TERMINAL_SECONDS if self._terminal else _LOG_SECONDS):
@@ -45,7 +45,7 @@ class Progress:
         self._what, self._shown = "count", now
         end = "\x1b[K" if self._terminal else "\n"
         start = "\r" if self._terminal else ""
-        self._out.write(f"{start}{counted(messages, 'message')} of {counted(sessions, 'session')}{end}")
+        self._out.write(f"{start}{counted(messages, 'message')} of {counted(places, noun)}{end}")
         self._out.flush()
 
     def end(self) -> None:
