@@ -13,7 +13,7 @@ from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, get_args
 from uuid import UUID, uuid4
 
 from uuid_utils.compat import uuid7
@@ -435,8 +435,12 @@ class _Work:
 
 def _entry(name: str, data: bytes) -> Mapping[str, Any]:
     """An entry of the ledger. Raises LedgerError."""
-    with suppress(ValueError, KeyError, TypeError):
+    with suppress(ValueError, KeyError, TypeError, AttributeError):
         entry = json.loads(data)
-        if entry["version"] == 1 and entry["sessions"] is not None:
+        datetime.fromisoformat(entry["erased_at"])
+        for session, messages in entry["sessions"]:
+            for each in (session, *(messages or ())):
+                UUID(each)
+        if entry["version"] == 1 and entry["kind"] in get_args(Kind):
             return entry
     raise LedgerError(f"{name} is no entry of a ledger that this program knows")
