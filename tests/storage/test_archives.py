@@ -627,7 +627,7 @@ async def test_two_at_once_archive_everything_once(database: str, tmp_path: Path
         for n in range(20, 40):
             await it.old_talk(chat(n), turns=1)
         for each in both:
-            each._ours = lambda: asyncio.sleep(0, True)  # type: ignore[method-assign]
+            each._ours = lambda: asyncio.sleep(0, True)
         done = await asyncio.gather(*(each.once() for each in both))
         assert sum(each.sessions for each in done if each is not None) == 20
         counts = await it.rows("select session_id from archived_sessions group by session_id having count(*) > 1")
